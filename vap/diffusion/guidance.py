@@ -1,0 +1,37 @@
+"""Classifier-free guidance (Ho and Salimans, 2022), in one convention.
+
+`guidance_scale` w is the standard weight: eps = eps_u + w (eps_c - eps_u). w = 1 is no guidance, w = 0
+ignores the condition. Where U-ViT and the authors' code write eps_c + s (eps_c - eps_u), w = 1 + s: their
+s = 1.0 is w = 2.0, their 0.4 is 1.4. CBDM writes the same with omega for s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def guided(
+    predict: Callable[[Tensor, Tensor, bool], Tensor], guidance_scale: float
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Turn a network with and without condition into one guided noise prediction.
+
+    Args:
+        predict: (x (B, C, H, W), t (B,), unconditional) to the predicted noise.
+        guidance_scale: w >= 0; at 1 the unconditional pass is left out.
+
+    Returns:
+        (x, t) to the guided noise prediction.
+    """
+    if guidance_scale == 1.0:
+        return lambda x, t: predict(x, t, False)
+    if guidance_scale == 0.0:
+        return lambda x, t: predict(x, t, True)
+
+    def both(x: Tensor, t: Tensor) -> Tensor:
+        unconditional = predict(x, t, True)
+        return torch.lerp(unconditional, predict(x, t, False), guidance_scale)
+
+    return both

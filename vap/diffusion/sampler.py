@@ -1,0 +1,162 @@
+"""Samplers: DPM-Solver++ (multistep, data prediction), DDIM and ancestral DDPM.
+
+All run over a grid of times T = t_0 > … > t_{n-1} = 1 > t_n = 0; the last step takes the predicted data as
+it is. Sources: DPM-Solver++ (Lu et al., 2022, Algorithm 2 and its third-order multistep form);
+DDIM (Song et al., 2021, eta = 0), which is DPM-Solver++ of order 1; DDPM (Ho et al., 2020, Eq. 7 with the
+posterior variance), on a sub-grid of times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vap.diffusion.schedule import Schedule
+
+Predictor = Callable[[Tensor, Tensor], Tensor]
+
+
+def noise_of(seed: int, index: int, shape: Sequence[int], draw: int = 0) -> Tensor:
+    """Standard normal noise of one sample: it depends on its index alone, not on batch or process.
+
+    Args:
+        seed: of the run.
+        index: of the sample.
+        shape: of the noise, e.g. (C, H, W).
+        draw: 0 is the initial noise; an ancestral sampler's step k uses k.
+    """
+    state = np.random.SeedSequence([seed, index, draw]).generate_state(2, np.uint64)
+    generator = torch.Generator().manual_seed(int(state[0]) & (2**63 - 1))
+    return torch.randn(tuple(shape), generator=generator)
+
+
+def time_grid(schedule: Schedule, steps: int, spacing: str) -> Tensor:
+    """The times at which the network is evaluated, and 0.
+
+    Args:
+        spacing: "uniform" in t (the authors), "quadratic" (uniform in sqrt(t), as DDIM), or "logsnr".
+
+    Returns:
+        (steps + 1,) float64, from T down to 1, then 0.
+    """
+    T = schedule.timesteps
+    if steps == 1:
+        times = torch.tensor([float(T)], dtype=torch.float64)
+    elif spacing == "uniform":
+        times = torch.linspace(T, 1, steps, dtype=torch.float64)
+    elif spacing == "quadratic":
+        times = torch.linspace(T**0.5, 1, steps, dtype=torch.float64) ** 2
+    elif spacing == "logsnr":
+        alpha, sigma = schedule.alpha_sigma(torch.arange(1, T + 1))
+        lambdas = (alpha / sigma).log()  # falls with t
+        targets = torch.linspace(float(lambdas[-1]), float(lambdas[0]), steps, dtype=torch.float64)
+        right = torch.searchsorted(-lambdas, -targets).clamp(1, T - 1)
+        low, high = lambdas[right - 1], lambdas[right]
+        times = right + (targets - low) / (high - low)
+    else:
+        raise ValueError(f"unknown spacing {spacing!r}; known: uniform, quadratic, logsnr")
+    return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
+
+
+def sample(
+    predict: Predictor,
+    schedule: Schedule,
+    x: Tensor,
+    *,
+    sampler: str,
+    steps: int,
+    order: int = 2,
+    spacing: str = "quadratic",
+    step_noise: Callable[[int], Tensor] | None = None,
+) -> Tensor:
+    """Draw from the model.
+
+    Args:
+        predict: (x (B, C, H, W), t (B,) in 0..T) to the predicted noise.
+        x: (B, C, H, W) standard normal noise.
+        sampler: "dpmpp", "ddim" or "ddpm".
+        steps: evaluations of `predict`.
+        order: 1, 2 or 3, of "dpmpp".
+        spacing: of the times, see `time_grid`.
+        step_noise: k in 1..steps-1 to fresh noise like x; "ddpm" needs it.
+
+    Returns:
+        (B, C, H, W) samples of the data distribution.
+    """
+    times = time_grid(schedule, steps, spacing)
+    if sampler == "ddpm":
+        if step_noise is None:
+            raise ValueError("sampler ddpm needs step_noise")
+        return _ddpm(predict, schedule, x, times, step_noise)
+    if sampler not in ("dpmpp", "ddim"):
+        raise ValueError(f"unknown sampler {sampler!r}; known: dpmpp, ddim, ddpm")
+    return _dpm_solver_pp(predict, schedule, x, times, 1 if sampler == "ddim" else order)
+
+
+def _data_prediction(predict: Predictor, schedule: Schedule, x: Tensor, t: Tensor) -> Tensor:
+    """x_0 = (x_t - sigma_t eps) / alpha_t."""
+    alpha, sigma = (v.to(x) for v in schedule.alpha_sigma(t))
+    return (x - sigma * predict(x, t.to(x).expand(x.shape[0]))) / alpha
+
+
+def _dpm_solver_pp(
+    predict: Predictor, schedule: Schedule, x: Tensor, times: Tensor, order: int
+) -> Tensor:
+    steps = len(times) - 1
+    alphas, sigmas = schedule.alpha_sigma(times)
+    lambdas = alphas.log() - sigmas.log()  # half log-SNR; +inf at t = 0
+    data: list[Tensor] = []  # predictions at the last times, newest last
+    for i in range(steps):
+        data = [*data[-2:], _data_prediction(predict, schedule, x, times[i])]
+        if i == steps - 1:
+            return data[-1]  # t = 0: alpha 1, sigma 0
+        h = (lambdas[i + 1] - lambdas[i]).item()
+        # fewer steps behind the last one: lower order there, as diffusers' lower_order_final
+        use = min(order, i + 1, steps - 1 - i if steps < 15 else order)
+        m0 = data[-1]
+        d = m0
+        phi1 = -torch.expm1(torch.tensor(-h, dtype=torch.float64)).item()  # 1 - e^{-h}
+        if use >= 2:
+            h1 = (lambdas[i] - lambdas[i - 1]).item()
+            d1 = (m0 - data[-2]) * (h / h1)  # first backward difference, scaled to this step
+            if use == 3:
+                h2 = (lambdas[i - 1] - lambdas[i - 2]).item()
+                d1_old = (data[-2] - data[-3]) * (h / h2)
+                r0, r1 = h1 / h, h2 / h
+                first = d1 + (d1 - d1_old) * (r0 / (r0 + r1))
+                second = (d1 - d1_old) / (r0 + r1)
+                c1 = 1 - phi1 / h  # of the first derivative, over phi1 below
+                c2 = 0.5 - (h - phi1) / h**2
+                ratio = (sigmas[i + 1] / sigmas[i]).item()
+                x = ratio * x + alphas[i + 1].item() * (phi1 * m0 + c1 * first + c2 * second)
+                continue
+            d = m0 + 0.5 * d1
+        ratio = (sigmas[i + 1] / sigmas[i]).item()
+        x = ratio * x + alphas[i + 1].item() * phi1 * d
+    raise AssertionError("steps must be at least 1")
+
+
+def _ddpm(
+    predict: Predictor,
+    schedule: Schedule,
+    x: Tensor,
+    times: Tensor,
+    step_noise: Callable[[int], Tensor],
+) -> Tensor:
+    steps = len(times) - 1
+    alphas, sigmas = schedule.alpha_sigma(times)
+    for i in range(steps):
+        data = _data_prediction(predict, schedule, x, times[i])
+        if i == steps - 1:
+            return data
+        # q(x_s | x_t, x_0) for s < t, by alpha_{t|s} = alpha_t / alpha_s
+        ratio = alphas[i] / alphas[i + 1]
+        variance = sigmas[i] ** 2 - ratio**2 * sigmas[i + 1] ** 2  # sigma²_{t|s}
+        keep = (ratio * sigmas[i + 1] ** 2 / sigmas[i] ** 2).item()
+        pull = (alphas[i + 1] * variance / sigmas[i] ** 2).item()
+        std = (variance.sqrt() * sigmas[i + 1] / sigmas[i]).item()
+        x = keep * x + pull * data + std * step_noise(i + 1).to(x)
+    raise AssertionError("steps must be at least 1")

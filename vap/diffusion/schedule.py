@@ -1,0 +1,52 @@
+"""The forward process: beta_t, alpha_bar_t and q(x_t | x_0) (paper Eq. 1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Schedule:
+    """A discrete variance-preserving noise schedule, steps 1..T.
+
+    Args:
+        kind: "scaled_linear" (Stable Diffusion: sqrt(beta) is linear) or "linear" (DDPM).
+        timesteps: T.
+        beta_start, beta_end: beta_1 and beta_T, in (0, 1).
+
+    `alpha_bar` has T + 1 float64 entries; entry 0 is 1, no noise.
+    """
+
+    def __init__(self, kind: str, timesteps: int, beta_start: float, beta_end: float) -> None:
+        if kind == "scaled_linear":
+            roots = torch.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=torch.float64)
+            betas = roots**2
+        elif kind == "linear":
+            betas = torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64)
+        else:
+            raise ValueError(f"unknown schedule {kind!r}; known: scaled_linear, linear")
+        self.timesteps = timesteps
+        one = torch.ones(1, dtype=torch.float64)
+        self.alpha_bar = torch.cat([one, torch.cumprod(1 - betas, 0)])  # (T + 1,)
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Signal and noise scale sqrt(alpha_bar_t), sqrt(1 - alpha_bar_t) at times t in 0..T.
+
+        Between whole steps log(alpha_bar) is interpolated linearly.
+
+        Args:
+            t: any shape, whole or fractional.
+
+        Returns:
+            two float64 tensors of that shape.
+        """
+        log_alpha_bar = self.alpha_bar.log().to(t.device)
+        low = t.floor().long().clamp(0, self.timesteps - 1)
+        weight = t.double() - low
+        log = torch.lerp(log_alpha_bar[low], log_alpha_bar[low + 1], weight)
+        return (0.5 * log).exp(), (-torch.expm1(log)).clamp_min(0).sqrt()
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, for x_0 (B, C, H, W) and t (B,)."""
+        alpha, sigma = (v.to(x0.dtype)[:, None, None, None] for v in self.alpha_sigma(t))
+        return alpha * x0 + sigma * noise

@@ -1,0 +1,16 @@
+"""The one error that a user is meant to read."""
+
+
+class VapError(Exception):
+    """Bad input or a broken environment, told in one line.
+
+    Args:
+        where: the file, key or command at fault.
+        found: what is there.
+        expected: what should be there.
+        fix: what to do about it.
+    """
+
+    def __init__(self, where: object, found: str, expected: str, fix: str) -> None:
+        self.where, self.found, self.expected, self.fix = str(where), found, expected, fix
+        super().__init__(" ".join(f"{where}: found {found}; expected {expected}; {fix}".split()))

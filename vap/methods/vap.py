@@ -1,0 +1,106 @@
+"""VAP-Diffusion: U-ViT conditioned on class and description, with class prototypes (paper §2.3, §2.4)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from vap.diffusion.loss import denoising_loss
+from vap.diffusion.schedule import Schedule
+from vap.methods.base import Batch, DiffusionMethod, OwnTrainParams, Shapes
+from vap.methods.uvit import UViTParams
+from vap.models.prototype import prototype_condition, recon_share
+from vap.models.uvit import UViT
+
+
+class VapModelParams(UViTParams):
+    pcm: Literal["paper", "released", "none"]
+    prototype_tokens: Annotated[int, Field(ge=1)]
+    label_token: bool
+
+
+class VapTrainParams(OwnTrainParams):
+    alpha: Annotated[float, Field(ge=0)]  # weight of L_recon, Eq. 3
+
+
+class VapNet(nn.Module):
+    """U-ViT with PCM between its middle and its output blocks."""
+
+    def __init__(self, params: VapModelParams, shapes: Shapes) -> None:
+        super().__init__()
+        if not params.label_token and params.pcm == "none":
+            raise ValueError(
+                "with label_token: false and pcm: none the class could not enter the network"
+            )
+        self.uvit = UViT(
+            size=shapes.size,
+            channels=shapes.channels,
+            num_classes=shapes.num_classes if params.label_token else 0,
+            context_dim=shapes.context_dim,
+            context_tokens=shapes.context_tokens,
+            width=params.width,
+            depth=params.depth,
+            heads=params.heads,
+            patch=params.patch,
+            mlp_ratio=params.mlp_ratio,
+        )
+        self.pcm = (
+            None
+            if params.pcm == "none"
+            else prototype_condition(
+                params.pcm, params.width, params.heads, shapes.num_classes, params.prototype_tokens
+            )
+        )
+        self.recon: tuple[Tensor, Tensor] | None = (
+            None  # L_recon and its share, of the last forward
+        )
+
+    def forward(
+        self, x: Tensor, t: Tensor, label: Tensor, context: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """As UViT.forward; L_recon of this pass is left in `recon`."""
+
+        def bridge(encoded: Tensor, hidden: Tensor, attend: Tensor | None) -> Tensor:
+            assert self.pcm is not None
+            hidden, loss = self.pcm(encoded, hidden, label, attend)
+            self.recon = loss, recon_share(loss, encoded)
+            return hidden
+
+        return self.uvit(  # type: ignore[no-any-return]
+            x, t, label, context, mask, bridge if self.pcm is not None else None
+        )
+
+
+class Method(DiffusionMethod[VapModelParams]):
+    kind = "prompts"
+    model_params = VapModelParams
+    train_params = VapTrainParams
+    train: VapTrainParams
+
+    def build(self, shapes: Shapes) -> nn.Module:
+        return VapNet(self.model, shapes)
+
+    def loss(
+        self, net: nn.Module, batch: Batch, schedule: Schedule
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_VAP = L_D + alpha L_recon (paper Eq. 3)."""
+        c = batch.condition
+        denoising = denoising_loss(
+            lambda x, t: net(x, t, c.label, c.context, c.mask),
+            schedule,
+            batch.x0,
+            batch.t,
+            batch.noise,
+        )
+        recon = getattr(net, "module", net).recon  # DDP keeps the network under .module
+        if recon is None:
+            return denoising, {}
+        loss, share = recon
+        logs = {
+            "denoising_loss": denoising.detach(),
+            "recon_loss": loss.detach(),
+            "recon_share": share,
+        }
+        return denoising + self.train.alpha * loss, logs

@@ -1,0 +1,167 @@
+"""f_E and f_D behind one interface: images to latent moments, latents to images (paper §2.1)."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vap.errors import VapError
+
+DETERMINISTIC = -30.0  # log-variance of an encoder that has none
+
+
+class Autoencoder(ABC):
+    """An encoder f_E and a decoder f_D.
+
+    Attributes:
+        net: the diffusers network that does the work.
+        latent_channels: C.
+        factor: the image's side over the latents' side.
+    """
+
+    net: nn.Module
+    latent_channels: int
+    factor: int
+
+    @abstractmethod
+    def moments(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in -1..1 to (B, 2C, H/factor, W/factor): mean and log-variance, unscaled."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, C, h, w) unscaled latents to (B, 3, H, W), about -1..1."""
+
+    def save(self, folder: Path) -> None:
+        """Write the network in diffusers' layout (config.json and safetensors)."""
+        self.net.save_pretrained(folder)  # type: ignore[operator]
+
+
+class KL(Autoencoder):
+    """diffusers AutoencoderKL: Stable Diffusion's from a local folder, or the small one trained here."""
+
+    def __init__(self, net: Any) -> None:
+        self.net = net.eval()
+        self.latent_channels = net.config.latent_channels
+        self.factor = 2 ** (len(net.config.block_out_channels) - 1)
+
+    @torch.inference_mode()
+    def moments(self, images: Tensor) -> Tensor:
+        return self.net.encode(images).latent_dist.parameters  # type: ignore[operator, no-any-return]
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.net.decode(latents).sample  # type: ignore[operator, no-any-return]
+
+
+class Tiny(Autoencoder):
+    """TAESD through diffusers AutoencoderTiny; its encoder is deterministic."""
+
+    def __init__(self, net: Any) -> None:
+        self.net = net.eval()
+        self.latent_channels = net.config.latent_channels
+        self.factor = 8
+
+    @torch.inference_mode()
+    def moments(self, images: Tensor) -> Tensor:
+        mean = self.net.encode(images).latents  # type: ignore[operator]
+        return torch.cat([mean, torch.full_like(mean, DETERMINISTIC)], dim=1)
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.net.decode(latents).sample  # type: ignore[operator, no-any-return]
+
+
+# ── loading ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def load(folder: Path) -> Autoencoder:
+    """An autoencoder that `save` wrote, or any diffusers AutoencoderKL or AutoencoderTiny folder.
+
+    Raises:
+        VapError: the folder is absent or holds no such network.
+    """
+    expected = (
+        "a folder of diffusers' AutoencoderKL or AutoencoderTiny, or TAESD's two safetensors files"
+    )
+    fix = "correct params.yaml: latents.path"
+    if not folder.is_dir():
+        raise VapError(folder, "no such folder", expected, fix)
+    if (folder / "taesd_encoder.safetensors").is_file() and not (folder / "config.json").is_file():
+        return Tiny(_taesd(folder))
+    try:
+        name = json.loads((folder / "config.json").read_text())["_class_name"]
+        if name == "AutoencoderKL":
+            from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+            return KL(AutoencoderKL.from_pretrained(folder, local_files_only=True))
+        if name == "AutoencoderTiny":
+            from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+
+            return Tiny(AutoencoderTiny.from_pretrained(folder, local_files_only=True))
+    except (OSError, KeyError, ValueError) as error:
+        raise VapError(folder, f"no loadable autoencoder ({error})", expected, fix) from None
+    raise VapError(folder, f"a {name}", expected, fix)
+
+
+def _taesd(folder: Path) -> Any:
+    """diffusers' AutoencoderTiny with the weights of TAESD's own two files.
+
+    TAESD numbers the layers of one Sequential each; diffusers keeps the same Sequential under
+    `encoder.layers` and `decoder.layers`. Its decoder leaves out TAESD's first layer, the clamp, which has
+    no weights, so there the numbers are one lower.
+    """
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+    from safetensors.torch import load_file
+
+    state = {}
+    for part, shift in (("encoder", 0), ("decoder", 1)):
+        file = folder / f"taesd_{part}.safetensors"
+        if not file.is_file():
+            raise VapError(
+                file, "no such file", "TAESD's weights", "correct params.yaml: latents.path"
+            )
+        for key, value in load_file(file).items():
+            number, rest = key.split(".", 1)
+            state[f"{part}.layers.{int(number) - shift}.{rest}"] = value.float()
+    net = AutoencoderTiny()
+    net.load_state_dict(state)
+    return net
+
+
+def small_kl(image_size: int, channels: list[int], latent_channels: int) -> KL:
+    """A freshly initialised small AutoencoderKL.
+
+    Args:
+        channels: of each level, multiples of 8; each level but the first halves the side.
+    """
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    levels = len(channels)
+    return KL(
+        AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            block_out_channels=tuple(channels),
+            layers_per_block=1,
+            latent_channels=latent_channels,
+            norm_num_groups=8,
+            sample_size=image_size,
+        )
+    )
+
+
+def reconstruction_loss(
+    net: Any, images: Tensor, kl_weight: float, generator: torch.Generator
+) -> Tensor:
+    """Mean absolute error of the reconstruction plus kl_weight times the mean KL divergence to N(0, I)."""
+    posterior = net.encode(images).latent_dist
+    noise = torch.randn(posterior.mean.shape, generator=generator).to(images)
+    latents = posterior.mean + posterior.std * noise
+    kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+    return F.l1_loss(net.decode(latents).sample, images) + kl_weight * kl

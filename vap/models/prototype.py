@@ -1,0 +1,156 @@
+"""The Prototype Condition Mechanism (PCM): class prototypes that hold test conditions near training's.
+
+`PrototypeCondition` follows the paper (§2.4, Eq. 3). `ReleasedPrototypeCondition` follows the authors'
+released code (libs/uvit_t2i_label_pron.py), which differs; docs/method.md lists where.
+Shape letters: B batch, L tokens, D width, M prototype tokens of a class.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vap.models.init import init_weights
+from vap.models.uvit import Attention, Mlp
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:  # (B, L, D) -> (B, heads, L, D/heads)
+    B, L, D = x.shape
+    return x.reshape(B, L, heads, D // heads).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:  # (B, heads, L, D/heads) -> (B, L, D)
+    B, H, L, d = x.shape
+    return x.transpose(1, 2).reshape(B, L, H * d)
+
+
+class CrossAttention(nn.Module):
+    """Queries from the features, keys and values from the prototypes."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(dim, dim, bias=False)
+        self.k = nn.Linear(dim, dim, bias=False)
+        self.v = nn.Linear(dim, dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, prototypes: Tensor) -> Tensor:  # (B, L, D), (B, M, D) -> (B, L, D)
+        q, k, v = (
+            split_heads(f, self.heads) for f in (self.q(x), self.k(prototypes), self.v(prototypes))
+        )
+        return self.proj(merge_heads(F.scaled_dot_product_attention(q, k, v)))  # type: ignore[no-any-return]
+
+
+def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over real tokens of (B, L, D); `mask` is the attention mask (B, 1, 1, L) or None."""
+    if mask is None:
+        return values.mean()
+    weight = mask[:, 0, 0, :, None].to(values.dtype)
+    return (values * weight).sum() / (weight.sum() * values.shape[-1])
+
+
+class PrototypeCondition(nn.Module):
+    """PCM as the paper defines it.
+
+    Prototypes p_c of each class reconstruct the encoder features F_e, at any time step, through a
+    cross-attention layer: R = CrossAttn(F_e, p_c), L_recon = mean |R - F_e|². F_e is detached in the
+    loss, so that L_recon optimises the prototypes and their attention and cannot shrink its own target.
+    A self-attention layer over the joint representation F_e + R, all tokens together, and a linear layer that
+    is zero at step 0 then inject the prior into the features that the output blocks see.
+
+    Args:
+        width: token size D.
+        heads: attention heads.
+        num_classes: real classes; row `num_classes` holds the prototypes of the null class.
+        tokens: prototype tokens M of a class.
+    """
+
+    def __init__(self, width: int, heads: int, num_classes: int, tokens: int) -> None:
+        super().__init__()
+        self.width, self.tokens = width, tokens
+        self.prototypes = nn.Embedding(num_classes + 1, tokens * width)
+        self.norm_query = nn.LayerNorm(width)
+        self.cross_attn = CrossAttention(width, heads)
+        self.norm_joint = nn.LayerNorm(width)
+        self.self_attn = Attention(width, heads)
+        self.inject = nn.Linear(width, width)
+        self.apply(init_weights)
+        nn.init.zeros_(self.inject.weight)  # after init_weights, which would undo it
+        nn.init.zeros_(self.inject.bias)
+
+    def forward(
+        self, encoded: Tensor, hidden: Tensor, label: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            encoded: (B, L, D) features F_e of the input blocks.
+            hidden: (B, L, D) output of the middle block.
+            label: (B,) class indices.
+            mask: (B, 1, 1, L) True where a token is real.
+
+        Returns:
+            (B, L, D) input of the output blocks, and L_recon as a scalar.
+        """
+        prototypes = self.prototypes(label).reshape(-1, self.tokens, self.width)  # (B, M, D)
+        target = encoded.detach()
+        reconstruction = self.cross_attn(self.norm_query(target), prototypes)  # (B, L, D)
+        loss = masked_mean((reconstruction - target).float() ** 2, mask)
+        joint = encoded + reconstruction
+        enhanced = joint + self.self_attn(self.norm_joint(joint), mask)
+        return hidden + self.inject(enhanced), loss
+
+
+class ReleasedPrototypeCondition(nn.Module):
+    """PCM as the authors' released code has it.
+
+    x += z1·CrossAttn(x, p_c); x += z2·MLP(LN(x)), where z1 and z2 are meant to be zero but are
+    re-initialised to a standard deviation of 0.02; no self-attention. The reconstruction loss has
+    projections of its own, and its target q(x) is not detached.
+    """
+
+    def __init__(
+        self, width: int, heads: int, num_classes: int, tokens: int, mlp_ratio: float = 4.0
+    ) -> None:
+        super().__init__()
+        self.width, self.tokens, self.heads = width, tokens, heads
+        self.prototypes = nn.Embedding(num_classes + 1, tokens * width)
+        self.cross_attn = CrossAttention(width, heads)
+        self.z1 = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.z2 = nn.Linear(width, width)
+        self.q = nn.Linear(width, width)
+        self.k = nn.Linear(width, width)
+        self.v = nn.Linear(width, width)
+        self.apply(init_weights)
+
+    def forward(
+        self, encoded: Tensor, hidden: Tensor, label: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As `PrototypeCondition.forward`; `encoded` is not used: everything acts on `hidden`."""
+        prototypes = self.prototypes(label).reshape(-1, self.tokens, self.width)
+        q = self.q(hidden)
+        k, v = self.k(prototypes), self.v(prototypes)
+        heads = (split_heads(f, self.heads) for f in (q, k, v))
+        reconstruction = merge_heads(F.scaled_dot_product_attention(*heads))
+        loss = 0.5 * masked_mean((reconstruction - q).float() ** 2, mask)
+        x = hidden + self.z1(self.cross_attn(hidden, prototypes))
+        return x + self.z2(self.mlp(self.norm(x))), loss
+
+
+def prototype_condition(
+    kind: str, width: int, heads: int, num_classes: int, tokens: int
+) -> nn.Module:
+    """The PCM that `method.NAME.model.pcm` names: "paper" or "released"."""
+    known: dict[str, type[nn.Module]] = {
+        "paper": PrototypeCondition,
+        "released": ReleasedPrototypeCondition,
+    }
+    return known[kind](width, heads, num_classes, tokens)
+
+
+def recon_share(loss: Tensor, encoded: Tensor) -> Tensor:
+    """L_recon over the variance of its target: 1 says that the prototypes explain nothing."""
+    return loss.detach() / encoded.detach().float().var().clamp_min(torch.finfo(torch.float32).tiny)

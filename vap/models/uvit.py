@@ -1,0 +1,225 @@
+"""U-ViT (Bao et al., CVPR 2023): a ViT that sees time, conditions and patches as tokens, with long skips.
+
+The parameter names are those of the official code (baofff/U-ViT), so that its checkpoints can be read.
+Shape letters: B batch, L tokens, D width, C latent channels, N patches, S context tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vap.models.init import init_weights
+
+
+def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """Sinusoidal embedding of time steps, [cos, sin] (Vaswani et al., 2017).
+
+    Args:
+        t: (B,) time steps in 1..T, whole or fractional.
+        dim: size of the embedding.
+
+    Returns:
+        (B, dim) float32.
+    """
+    half = dim // 2
+    freqs = torch.exp(-math.log(max_period) * torch.arange(half, device=t.device).float() / half)
+    args = t.float()[:, None] * freqs[None]  # (B, half)
+    embedding = torch.cat([args.cos(), args.sin()], dim=-1)
+    return F.pad(embedding, (0, dim % 2))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention through PyTorch's fused kernel, in the compute dtype."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"width {dim} is no multiple of heads {heads}")
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # (B, L, D), (B, 1, 1, L)
+        B, L, D = x.shape
+        qkv = self.qkv(x).reshape(B, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)  # (B, heads, L, D/heads)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.proj(x.transpose(1, 2).reshape(B, L, D))  # type: ignore[no-any-return]
+
+
+class Mlp(nn.Module):
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; an output block first merges the long skip: Linear([x, skip])."""
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float, skip: bool = False) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.skip_linear = nn.Linear(2 * dim, dim) if skip else None
+
+    def forward(self, x: Tensor, skip: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        if self.skip_linear is not None:
+            x = self.skip_linear(torch.cat([x, skip], dim=-1))
+        x = x + self.attn(self.norm1(x), mask)
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self, patch: int, channels: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, dim, kernel_size=patch, stride=patch)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, N, D)
+        return self.proj(x).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+class UViT(nn.Module):
+    """The noise prediction network eps_theta(x_t, t, class, context).
+
+    Args:
+        size: side of the (square) latents, in latent pixels.
+        channels: latent channels C.
+        patch: side of a patch, in latent pixels; divides `size`.
+        width: token size D; a multiple of `heads`.
+        depth: even; depth/2 input blocks, one middle block, depth/2 output blocks.
+        num_classes: real classes; row `num_classes` of the label embedding is the null class.
+            0: no label token.
+        context_dim: size of a context token; None: no context.
+        context_tokens: the most context tokens of a batch; fewer are allowed.
+
+    Tokens: time, [label], [context …], patches.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int,
+        channels: int,
+        patch: int,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        num_classes: int = 0,
+        context_dim: int | None = None,
+        context_tokens: int = 0,
+    ) -> None:
+        super().__init__()
+        if size % patch:
+            raise ValueError(f"latents of side {size} cannot be cut into patches of side {patch}")
+        if depth % 2:
+            raise ValueError(f"depth {depth} is odd; half of the blocks go in, half go out")
+        self.size, self.channels, self.patch = size, channels, patch
+        self.num_classes, self.context_tokens = num_classes, context_tokens
+        self.num_patches = (size // patch) ** 2
+
+        self.patch_embed = PatchEmbed(patch, channels, width)
+        self.width = width
+        self.label_emb = nn.Embedding(num_classes + 1, width) if num_classes else None
+        self.context_embed = nn.Linear(context_dim, width) if context_dim else None
+        self.extras = 1 + bool(num_classes) + (context_tokens if context_dim else 0)
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.extras + self.num_patches, width))
+
+        def block(skip: bool = False) -> Block:
+            return Block(width, heads, mlp_ratio, skip)
+
+        self.in_blocks = nn.ModuleList(block() for _ in range(depth // 2))
+        self.mid_block = block()
+        self.out_blocks = nn.ModuleList(block(skip=True) for _ in range(depth // 2))
+
+        self.norm = nn.LayerNorm(width)
+        self.decoder_pred = nn.Linear(width, patch**2 * channels)
+        self.final_layer = nn.Conv2d(channels, channels, 3, padding=1)
+
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        self.apply(init_weights)
+
+    def tokens(
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Tensor | None,
+        context: Tensor | None,
+        mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """All tokens with their positions, and the attention mask over them (None: attend to all)."""
+        B = x.shape[0]
+        patches = self.patch_embed(x)  # (B, N, D)
+        parts = [timestep_embedding(t, self.width).to(patches.dtype)[:, None]]
+        if self.label_emb is not None:
+            parts.append(self.label_emb(label)[:, None])
+        fixed = len(parts)
+        positions = self.pos_embed[:, :fixed]
+        attend = None
+        if self.context_embed is not None:
+            assert context is not None, "this network is conditioned on context tokens"
+            S = context.shape[1]
+            if S > self.context_tokens:
+                raise ValueError(
+                    f"{S} context tokens; the network has positions for {self.context_tokens}"
+                )
+            parts.append(self.context_embed(context.to(patches.dtype)))
+            positions = self.pos_embed[:, : fixed + S]
+            if mask is not None:
+                ones = mask.new_ones
+                attend = torch.cat([ones(B, fixed), mask, ones(B, self.num_patches)], dim=1)[
+                    :, None, None
+                ]
+        positions = torch.cat([positions, self.pos_embed[:, self.extras :]], dim=1)
+        return torch.cat([*parts, patches], dim=1) + positions, attend
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Tensor | None = None,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        bridge: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None,
+    ) -> Tensor:
+        """Predict the noise in `x`.
+
+        Args:
+            x: (B, C, H, W) noisy latents.
+            t: (B,) time steps in 1..T.
+            label: (B,) class indices; `num_classes` is the null class.
+            context: (B, S, context_dim) tokens of the description.
+            mask: (B, S) True where `context` is a real token.
+            bridge: (features of the input blocks F_e, output of the middle block, attention mask) to the
+                input of the output blocks; where the Prototype Condition Mechanism stands.
+
+        Returns:
+            (B, C, H, W) predicted noise.
+        """
+        h, attend = self.tokens(x, t, label, context, mask)
+        skips = []
+        for block in self.in_blocks:
+            h = block(h, mask=attend)
+            skips.append(h)
+        encoded = h
+        h = self.mid_block(h, mask=attend)
+        if bridge is not None:
+            h = bridge(encoded, h, attend)
+        for block in self.out_blocks:
+            h = block(h, skips.pop(), mask=attend)
+
+        h = self.decoder_pred(self.norm(h)[:, -self.num_patches :])  # (B, N, p·p·C)
+        B, side, p = h.shape[0], self.size // self.patch, self.patch
+        h = h.reshape(B, side, side, p, p, self.channels).permute(0, 5, 1, 3, 2, 4)
+        return self.final_layer(h.reshape(B, self.channels, self.size, self.size))  # type: ignore[no-any-return]

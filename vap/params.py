@@ -1,0 +1,250 @@
+"""The typed schema of params.yaml.
+
+No setting has a default here: params.yaml is whole, so what a run used can be read in one file,
+and an unknown, missing or mistyped key is one clear line.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vap.errors import VapError
+
+PARAMS_FILE = Path("params.yaml")
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+PositiveInt = Annotated[int, Field(ge=1)]
+Modality = Literal["dermoscopy", "chest_xray", "colonoscopy"]
+Kind = Literal["latents", "prompts"]
+
+
+class Section(BaseModel):
+    """A mapping of params.yaml: every key known, none mistyped, values never coerced from text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class DatasetParams(Section):
+    adapter: Literal["phantom", "isic2018", "folder"]
+    modality: Modality
+
+
+class PrepareParams(Section):
+    image_size: Annotated[int, Field(ge=8, le=2048, multiple_of=8)]
+    fit: Literal["squash", "crop"]
+    max_train: PositiveInt | None
+    max_test: PositiveInt | None
+    test_fraction: Annotated[float, Field(gt=0, lt=1)]
+    on_error: Literal["stop", "skip"]
+
+
+class CaptionParams(Section):
+    server: Annotated[str, Field(pattern=r"^(measured|https?://.+)$")]
+    model: str
+    questions: PositiveInt
+    max_tokens: PositiveInt
+    temperature: Annotated[float, Field(ge=0)]
+    concurrency: PositiveInt
+    timeout: Annotated[float, Field(gt=0)]
+
+
+class EncodeParams(Section):
+    encoder: str
+    max_tokens: Annotated[int, Field(ge=3)]
+    batch_size: PositiveInt
+
+
+class AutoencoderTrainParams(Section):
+    steps: PositiveInt
+    batch_size: PositiveInt
+    lr: Annotated[float, Field(gt=0)]
+    channels: Annotated[list[Annotated[int, Field(ge=8, multiple_of=8)]], Field(min_length=1)]
+    latent_channels: PositiveInt
+    kl_weight: Annotated[float, Field(ge=0)]
+
+
+class LatentsParams(Section):
+    autoencoder: Literal["train", "kl", "taesd"]
+    path: str | None
+    scale: Annotated[float, Field(gt=0)] | None
+    batch_size: PositiveInt
+    train: AutoencoderTrainParams
+
+    @model_validator(mode="after")
+    def _path_where_needed(self) -> LatentsParams:
+        if self.autoencoder != "train" and self.path is None:
+            raise ValueError(
+                f"'path' must name the weights' folder of autoencoder: {self.autoencoder}"
+            )
+        return self
+
+
+class ScheduleParams(Section):
+    kind: Literal["scaled_linear", "linear"]
+    timesteps: Annotated[int, Field(ge=2)]
+    beta_start: Annotated[float, Field(gt=0, lt=1)]
+    beta_end: Annotated[float, Field(gt=0, lt=1)]
+
+
+class TrainParams(Section):
+    precision: Literal["fp32", "bf16", "fp16"]
+    ema_warmup: bool
+    grad_clip: Annotated[float, Field(gt=0)] | None
+    log_every: PositiveInt
+    checkpoint_every: PositiveInt
+    schedule: ScheduleParams
+
+
+class MethodTrainParams(BaseModel):
+    """What every method's training has; a method's own keys are checked by its module."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    steps: PositiveInt
+    batch_size: PositiveInt
+    lr: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    condition_dropout: Annotated[float, Field(ge=0, lt=1)]
+
+
+class MethodSampleParams(Section):
+    guidance_scale: Annotated[float, Field(ge=0)]
+
+
+class MethodParams(Section):
+    model: dict[str, Any]
+    train: MethodTrainParams
+    sample: MethodSampleParams
+
+
+class SampleParams(Section):
+    n: PositiveInt
+    batch_size: PositiveInt
+    sampler: Literal["dpmpp", "ddim", "ddpm"]
+    order: Literal[1, 2, 3]
+    spacing: Literal["quadratic", "logsnr", "uniform"]
+    steps: PositiveInt
+    labels: Literal["empirical", "uniform"]
+
+
+class EvaluateParams(Section):
+    features: Literal["efficientnet-lite0", "inception"]
+    features_path: str | None
+    reference: Literal["train", "test"]
+    n: Annotated[int, Field(ge=2)]
+    neighbours: PositiveInt
+    isc_splits: PositiveInt
+    batch_size: PositiveInt
+
+    @model_validator(mode="after")
+    def _path_where_needed(self) -> EvaluateParams:
+        if self.features == "inception" and self.features_path is None:
+            raise ValueError("'features_path' must name the weights' file of features: inception")
+        return self
+
+
+class FigureParams(Section):
+    columns: PositiveInt
+    zoom: PositiveInt
+
+
+class ComputeParams(Section):
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    threads: PositiveInt
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    seed: Annotated[int, Field(ge=0)]
+    datasets: Annotated[list[Name], Field(min_length=1)]
+    methods: Annotated[list[Name], Field(min_length=1)]
+    learns_from: dict[Kind, list[Name]]
+    dataset: dict[Name, DatasetParams]
+    prepare: PrepareParams
+    caption: CaptionParams
+    encode: EncodeParams
+    latents: LatentsParams
+    train: TrainParams
+    method: dict[Name, MethodParams]
+    sample: SampleParams
+    evaluate: EvaluateParams
+    figure: FigureParams
+    compute: ComputeParams
+
+    @model_validator(mode="after")
+    def _lists_agree(self) -> Params:
+        for kind, names, known in (
+            ("datasets", self.datasets, self.dataset),
+            ("methods", self.methods, self.method),
+        ):
+            if len(set(names)) != len(names):
+                raise ValueError(f"{kind} names one twice: {names}")
+            if unknown := [name for name in names if name not in known]:
+                raise ValueError(
+                    f"{kind} names {unknown[0]!r}, which has no entry under {kind[:-1]}"
+                )
+        kinds = [name for names in self.learns_from.values() for name in names]
+        if sorted(kinds) != sorted(self.methods):
+            raise ValueError(
+                f"learns_from must name each of methods once: it has {kinds}, methods has {self.methods}"
+            )
+        return self
+
+    def kind(self, method: str) -> Kind:
+        """What `method` is trained on."""
+        return next(kind for kind, names in self.learns_from.items() if method in names)
+
+
+def first_problem(error: ValidationError) -> tuple[str, str, str]:
+    """(key, found, expected) of a validation error's first problem."""
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return key, "an unknown key", "one of the keys of config/demo.yaml"
+    if problem["type"] == "missing":
+        return key, "no such key", "a value"
+    expected = problem["msg"].removeprefix("Value error, ")
+    found = "these values" if isinstance(problem["input"], dict) else repr(problem["input"])
+    return key, found, expected[:1].lower() + expected[1:]
+
+
+def parse(data: Any, source: Path = PARAMS_FILE) -> Params:
+    """Check `data`, the content of `source`.
+
+    Raises:
+        VapError: a key is unknown, missing or mistyped, or the lists disagree.
+    """
+    try:
+        return Params.model_validate(data)
+    except ValidationError as error:
+        key, found, expected = first_problem(error)
+        more = f" ({error.error_count() - 1} more after it)" if error.error_count() > 1 else ""
+        where = f"{source}: {key}" if key else str(source)
+        raise VapError(where, found, expected, f"edit {source}{more}") from None
+
+
+def load(path: Path = PARAMS_FILE) -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        VapError: the file is absent, is not YAML, or does not fit the schema.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise VapError(
+            path,
+            "no such file",
+            "the settings",
+            "run from the project's folder, or `vap profile demo`",
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise VapError(path, f"no YAML ({error})", "a YAML mapping", "correct the line") from None
+    return parse(data, path)
