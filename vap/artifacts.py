@@ -91,8 +91,8 @@ def file_sha256(path: Path) -> str:
     """sha256 of a file, or of a folder's relative paths and contents, in order."""
     if path.is_dir():
         digest = hashlib.sha256()
-        for file in sorted(p for p in path.rglob("*") if p.is_file()):
-            digest.update(f"{file.relative_to(path).as_posix()}:{file_sha256(file)}\n".encode())
+        for child in sorted(p for p in path.rglob("*") if p.is_file()):
+            digest.update(f"{child.relative_to(path).as_posix()}:{file_sha256(child)}\n".encode())
         return digest.hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -160,8 +160,9 @@ def write_json(path: Path, data: Any) -> None:
 
 
 @contextlib.contextmanager
-def work_folder(record: Mapping[str, Any]) -> Iterator[Path]:
-    """The folder of a run's unfinished state, named by what makes the run; removed when it ends well.
+def work_folder(record: Mapping[str, Any], keep: bool = False) -> Iterator[Path]:
+    """The folder of a run's unfinished state, named by what makes the run; removed when it ends well,
+    or kept if `keep`, for a stage that has more to do.
 
     It lies outside both graphs, because Snakemake and DVC delete a stage's outputs before they run it.
     A second process waits for the first: after a kill the old one may live on for seconds.
@@ -174,8 +175,9 @@ def work_folder(record: Mapping[str, Any]) -> Iterator[Path]:
         fcntl.flock(handle, fcntl.LOCK_EX)
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
-        shutil.rmtree(folder)
-        lock.unlink(missing_ok=True)
+        if not keep:
+            shutil.rmtree(folder)
+            lock.unlink(missing_ok=True)
 
 
 # ── Arrow artefacts ─────────────────────────────────────────────────────────────────────────────────

@@ -62,6 +62,7 @@ class AutoencoderTrainParams(Section):
     steps: PositiveInt
     batch_size: PositiveInt
     lr: Annotated[float, Field(gt=0)]
+    patch: PositiveInt
     channels: Annotated[list[Annotated[int, Field(ge=8, multiple_of=8)]], Field(min_length=1)]
     latent_channels: PositiveInt
     kl_weight: Annotated[float, Field(ge=0)]

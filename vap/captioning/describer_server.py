@@ -10,6 +10,7 @@ import argparse
 import json
 import signal
 import socket
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -180,13 +181,19 @@ def main(argv: list[str] | None = None) -> None:
     """Serve until SIGINT or SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m vap.captioning.describer_server")
     parser.add_argument("--port", type=int, default=0, help="TCP port on 127.0.0.1; 0: a free one")
+    parser.add_argument(
+        "--until-stdin-closes", action="store_true", help="end when the process that started it ends"
+    )
+    options = parser.parse_args(argv)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     try:
-        server = DescriberServer(parser.parse_args(argv).port)
+        server = DescriberServer(options.port)
     except VapError as error:
         raise SystemExit(str(error)) from None
+    if options.until_stdin_closes:
+        threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
     with server:
         print(f"measured describer at {server.url}", flush=True)
         stop.wait()

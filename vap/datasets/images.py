@@ -130,3 +130,9 @@ def encode(pixels: Pixels) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=PNG_LEVEL)
     return buffer.getvalue()
+
+
+def decode(png: bytes) -> Pixels:
+    """uint8 [H, W, 3] of a PNG that `encode` wrote."""
+    with Image.open(io.BytesIO(png)) as image:
+        return np.asarray(image.convert("RGB"))

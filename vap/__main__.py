@@ -1,0 +1,5 @@
+"""`python -m vap` is `vap`."""
+
+from vap.cli import main
+
+main()

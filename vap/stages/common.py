@@ -1,0 +1,92 @@
+"""What several stages share: paths of the artefacts, devices, image tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vap.errors import VapError
+from vap.params import ComputeParams
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+def prepared_path(dataset: str) -> Path:
+    return Path("data/prepared") / f"{dataset}.arrow"
+
+
+def captions_path(dataset: str) -> Path:
+    return Path("data/captions") / f"{dataset}.parquet"
+
+
+def bank_path(dataset: str) -> Path:
+    return Path("data/prompts") / f"{dataset}.arrow"
+
+
+def latents_path(dataset: str) -> Path:
+    return Path("data/latents") / f"{dataset}.arrow"
+
+
+def autoencoder_path(dataset: str) -> Path:
+    return Path("data/autoencoders") / dataset
+
+
+def model_path(dataset: str, method: str) -> Path:
+    return Path("results/models") / dataset / method
+
+
+def samples_path(dataset: str, method: str, condition: str) -> Path:
+    return Path("results/samples") / dataset / f"{method}-{condition}.arrow"
+
+
+def preview_path(dataset: str, method: str, condition: str) -> Path:
+    return Path("results/samples") / dataset / f"{method}-{condition}.png"
+
+
+def metrics_path(dataset: str, method: str, condition: str) -> Path:
+    return Path("results/metrics") / dataset / f"{method}-{condition}.json"
+
+
+def set_up_torch(compute: ComputeParams) -> torch.device:
+    """Pin the threads, ask for deterministic kernels, and choose the device.
+
+    Raises:
+        VapError: the device that params.yaml names is not there.
+    """
+    import torch
+
+    torch.set_num_threads(compute.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time and changes no result
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    name = compute.device
+    if name == "auto":
+        name = "cuda" if there["cuda"] else "mps" if there["mps"] else "cpu"
+    if not there[name]:
+        found = ", ".join(key for key, value in there.items() if value)
+        raise VapError(
+            f"params.yaml: compute.device: {name}", f"only {found}", "a device that is there", "use auto"
+        )
+    return torch.device(name)
+
+
+def to_tensor(images: Sequence[np.ndarray]) -> Tensor:
+    """uint8 [H, W, 3] images to (B, 3, H, W) float32 in -1..1."""
+    import torch
+
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_images(tensor: Tensor) -> np.ndarray:
+    """(B, 3, H, W) in about -1..1 to uint8 [B, H, W, 3]."""
+    images = ((tensor.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return images.permute(0, 2, 3, 1).cpu().numpy()

@@ -1,0 +1,201 @@
+"""sample: draw images from a trained method, by class and description."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from vap.artifacts import SCHEMAS, ArrowFile, atomic, build_arrow, provenance
+from vap.datasets.images import decode, encode
+from vap.diffusion.guidance import guided
+from vap.diffusion.sampler import noise_of, sample
+from vap.diffusion.schedule import Schedule
+from vap.errors import VapError
+from vap.methods.base import DiffusionMethod, Shapes, load_method
+from vap.models import autoencoder
+from vap.models.autoencoder import Autoencoder
+from vap.params import MethodParams, Params, SampleParams
+from vap.prompts.bank import PromptBank
+from vap.stages.common import (
+    autoencoder_path,
+    bank_path,
+    model_path,
+    preview_path,
+    samples_path,
+    set_up_torch,
+    to_images,
+)
+from vap.training.checkpoint import load_weights
+from vap.training.data import condition_of, null_of
+
+SPLIT = {"seen": "train", "unseen": "test"}  # condition to the split whose descriptions are drawn
+PREVIEW = 64  # images of the preview
+
+
+class Generator:
+    """A trained model with its decoder, ready to draw."""
+
+    def __init__(self, dataset: str, method: str, device: torch.device) -> None:
+        folder = model_path(dataset, method)
+        config_file = folder / "config.json"
+        if not config_file.is_file():
+            raise VapError(config_file, "no such file", "a trained model", "run the train stage")
+        self.config: dict[str, Any] = json.loads(config_file.read_text())
+        entry = MethodParams.model_validate(
+            {
+                "model": self.config["model"],
+                "train": self.config["train"],
+                "sample": {"guidance_scale": 1.0},
+            }
+        )
+        self.method: DiffusionMethod[Any] = load_method(method, {method: entry})
+        self.classes: list[str] = self.config["classes"]
+        self.shapes = Shapes(**self.config["shapes"])
+        self.schedule = Schedule(**self.config["schedule"])
+        self.net = self.method.build(self.shapes)
+        load_weights(self.net, folder / "model.safetensors")
+        self.net.to(device).eval()
+        self.autoencoder: Autoencoder = autoencoder.load(autoencoder_path(dataset))
+        self.autoencoder.net.to(device)
+        self.device = device
+
+    @torch.inference_mode()
+    def draw(
+        self,
+        indices: list[int],
+        labels: list[int],
+        prompts: list[int] | None,
+        bank: PromptBank | None,
+        settings: SampleParams,
+        guidance_scale: float,
+        seed: int,
+    ) -> np.ndarray:
+        """Images of given samples; each depends on its index, class, description and seed alone.
+
+        Args:
+            indices: of the samples in the run.
+            labels: class indices.
+            prompts: rows of `bank`; None for class-only methods.
+
+        Returns:
+            uint8 [B, H, W, 3].
+        """
+        B, s = len(indices), self.shapes
+        shape = (s.channels, s.size, s.size)
+
+        def noise(draw: int) -> Tensor:
+            return torch.stack([noise_of(seed, i, shape, draw) for i in indices]).to(self.device)
+
+        condition = condition_of(labels, prompts, bank).to(self.device)
+        null = null_of(B, s.num_classes, bank if prompts is not None else None).to(self.device)
+        latents = sample(
+            guided(self.method.predictor(self.net, condition, null), guidance_scale),
+            self.schedule,
+            noise(0),
+            sampler=settings.sampler,
+            steps=settings.steps,
+            order=settings.order,
+            spacing=settings.spacing,
+            step_noise=noise,
+        )
+        return to_images(self.autoencoder.decode(latents / self.config["scale"]))
+
+
+def plan_labels(counts: list[int], n: int, how: str, seed: int) -> list[int]:
+    """Class index of each of n samples: "empirical", as often as in training, or "uniform".
+
+    Exact shares (largest remainder), shuffled by seed, so that the label prior has no sampling noise.
+    """
+    weights = np.asarray(counts, float) if how == "empirical" else (np.asarray(counts) > 0).astype(float)
+    exact = weights / weights.sum() * n
+    shares = np.floor(exact).astype(int)
+    for i in np.argsort(-(exact - shares), kind="stable")[: n - shares.sum()]:
+        shares[i] += 1
+    labels = np.repeat(np.arange(len(counts)), shares)
+    return np.random.default_rng([seed, 10]).permutation(labels).tolist()  # type: ignore[no-any-return]
+
+
+def run(params: Params, dataset: str, method: str, condition: str) -> Path:
+    """Write results/samples/{dataset}/{method}-{condition}.arrow and its preview .png.
+
+    Raises:
+        VapError: the model, the bank or the decoder is absent or does not fit.
+    """
+    if condition not in SPLIT:
+        raise VapError("condition", repr(condition), " or ".join(SPLIT), "name one of these")
+    device = set_up_torch(params.compute)
+    settings, guidance_scale = params.sample, params.method[method].sample.guidance_scale
+    generator = Generator(dataset, method, device)
+    inputs = {
+        "model": model_path(dataset, method),
+        "autoencoder": autoencoder_path(dataset),
+    }
+    bank = None
+    if generator.method.kind == "prompts":
+        inputs["prompts"] = bank_path(dataset)
+        bank = PromptBank(bank_path(dataset))
+    record = provenance(
+        "sample",
+        (dataset, method, condition),
+        params={
+            "seed": params.seed,
+            "sample": settings.model_dump(),
+            "method_sample": params.method[method].sample.model_dump(),
+        },
+        inputs=inputs,
+        libraries=("diffusers", "numpy", "pillow", "pyarrow", "safetensors", "torch"),
+        modules=[f"vap.methods.{method}"],
+    )
+    labels = plan_labels(generator.config["class_counts"], settings.n, settings.labels, params.seed)
+    prompts: list[int] | None = None
+    if bank is not None:
+        prompts = [
+            bank.draw(generator.classes[label], np.random.default_rng([params.seed, 11, i]), SPLIT[condition])
+            for i, label in enumerate(labels)
+        ]
+
+    def make_part(rows: range) -> pa.RecordBatch:
+        chosen = prompts[rows.start : rows.stop] if prompts is not None else None
+        images = generator.draw(
+            list(rows), labels[rows.start : rows.stop], chosen, bank, settings, guidance_scale, params.seed
+        )
+        texts = [bank.text(row) for row in chosen] if bank and chosen else [None] * len(rows)
+        return pa.RecordBatch.from_arrays(
+            [
+                pa.array(list(rows), pa.int64()),
+                pa.array([generator.classes[labels[i]] for i in rows], pa.string()),
+                pa.array(texts, pa.string()),
+                pa.array([encode(image) for image in images], pa.binary()),
+            ],
+            schema=SCHEMAS["samples"],
+        )
+
+    path = samples_path(dataset, method, condition)
+    build_arrow(
+        path,
+        "samples",
+        settings.n,
+        make_part,
+        record,
+        part_rows=settings.batch_size,
+        metadata={"classes": generator.classes},
+    )
+    _preview(path, preview_path(dataset, method, condition))
+    return path
+
+
+def _preview(samples: Path, target: Path) -> None:
+    """The first samples as one PNG, in rows of eight."""
+    file = ArrowFile(samples, "samples")
+    images = [decode(file.value("image", row)) for row in range(min(PREVIEW, len(file)))]
+    while len(images) % 8:
+        images.append(np.full_like(images[0], 255))
+    rows = [np.concatenate(images[i : i + 8], axis=1) for i in range(0, len(images), 8)]
+    with atomic(target) as part:
+        part.write_bytes(encode(np.concatenate(rows, axis=0)))
