@@ -132,9 +132,12 @@ def run(params: Params, dataset: str, method: str, condition: str) -> Path:
     device = set_up_torch(params.compute)
     settings, guidance_scale = params.sample, params.method[method].sample.guidance_scale
     generator = Generator(dataset, method, device)
+    model, decoder = model_path(dataset, method), autoencoder_path(dataset)
     inputs = {
-        "model": model_path(dataset, method),
-        "autoencoder": autoencoder_path(dataset),
+        "config": model / "config.json",
+        "model": model / "model.safetensors",
+        "autoencoder_config": decoder / "config.json",
+        "autoencoder": decoder / "diffusion_pytorch_model.safetensors",
     }
     bank = None
     if generator.method.kind == "prompts":

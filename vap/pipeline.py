@@ -1,0 +1,142 @@
+"""What DVC knows, for Snakemake: which stages are stale, and how one is run.
+
+dvc.lock is the only record of what made the files on disk. Snakemake schedules; each of its jobs runs
+its stage through DVC, so that the record is right whichever tool was called. This is the only module
+that knows DVC.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vap.errors import VapError
+from vap.params import Params, parse
+
+MARKS = Path(".snakemake/stale")
+RUN = "dvc --wait-for-lock repro --single-item"
+
+
+def find_programs() -> None:
+    """Put this Python's programs (dvc, vap) on PATH, and say what is missing.
+
+    Raises:
+        VapError: git or dvc is absent, or the project is no git checkout with DVC.
+    """
+    here = str(Path(sys.executable).parent)
+    if here not in os.environ.get("PATH", "").split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join([here, os.environ.get("PATH", "")])
+    for program, fix in (
+        ("git", "install git"),
+        ("dvc", "run `make setup`, then activate .venv"),
+        ("vap", "run `make setup`, then activate .venv"),
+    ):
+        if shutil.which(program) is None:
+            raise VapError(program, "no such program on PATH", f"{program}", fix)
+    if not Path(".dvc").is_dir():
+        raise VapError(".dvc", "no such folder", "the project's DVC settings", "clone the project with git")
+    if subprocess.run(["git", "rev-parse", "--git-dir"], capture_output=True).returncode:
+        raise VapError(".git", "no git repository", "a clone", "clone the project, or run `git init`")
+
+
+def stale_stages() -> set[str]:
+    """Names of the stages whose outputs do not follow from their deps, params and command.
+
+    Raises:
+        VapError: DVC cannot read the project.
+    """
+    result = subprocess.run(
+        ["dvc", "--wait-for-lock", "status", "--json"], capture_output=True, text=True
+    )
+    if result.returncode:
+        lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or ["?"]
+        raise VapError("dvc status", lines[0].removeprefix("ERROR: "), "a readable record", "see `dvc status`")
+    status = json.loads(result.stdout.strip().splitlines()[-1]) if result.stdout.strip() else {}
+    return {name.removeprefix("dvc.yaml:") for name in status}
+
+
+def mark(stages: Iterable[str], stale: set[str]) -> None:
+    """Touch one file a stage: new when stale, as old as can be when fresh, so that Snakemake sees it."""
+    MARKS.mkdir(parents=True, exist_ok=True)
+    for name in stages:
+        file = MARKS / name
+        file.write_text(str(time.time_ns()) if name in stale else "fresh")
+        if name not in stale:
+            os.utime(file, (0, 0))
+
+
+@cache
+def record() -> Mapping[str, Any]:
+    """The stages of dvc.yaml as they are written, before their matrices are filled in."""
+    stages: Mapping[str, Any] = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    return stages
+
+
+def code(stage: str, **item: str) -> list[str]:
+    """The code that a stage depends on, as dvc.yaml declares it, with its matrix item filled in."""
+    deps = [dep for dep in record()[stage]["deps"] if dep.startswith("vap/")]
+    for name, value in item.items():
+        deps = [dep.replace(f"${{item.{name}}}", value) for dep in deps]
+    return deps
+
+
+def settings(config: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    """The values of params.yaml under dotted keys."""
+    found: dict[str, Any] = {}
+    for key in keys:
+        value: Any = config
+        for part in key.split("."):
+            value = value[part]
+        found[key] = value
+    return found
+
+
+def stage_names(config: Mapping[str, Any]) -> list[str]:
+    """All stages of dvc.yaml, "name" or "name@item-item", with the lists of `config` in their matrices."""
+    names = []
+    for stage, entry in record().items():
+        matrix = [
+            settings(config, value.removeprefix("${").removesuffix("}")).popitem()[1]
+            for value in entry.get("matrix", {}).values()
+        ]
+        names += [f"{stage}@{'-'.join(item)}" if item else stage for item in itertools.product(*matrix)]
+    return names
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Refuse settings that only Snakemake would see.
+
+    Raises:
+        VapError: `--config` changed something; DVC reads params.yaml alone.
+    """
+    written = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    for key in {**written, **config}:
+        if config.get(key) != written.get(key):
+            raise VapError(
+                f"--config {key}", repr(config.get(key)), "the value of params.yaml", "edit params.yaml instead"
+            )
+
+
+def set_up(config: Mapping[str, Any], *, main_process: bool) -> Params:
+    """Check the settings and, in Snakemake's main process, mark the stages that DVC calls stale.
+
+    Raises:
+        VapError: params.yaml does not fit the schema, a program is missing, or DVC cannot read the project.
+    """
+    params = parse(dict(config))
+    if main_process:
+        check_config(config)
+        find_programs()
+        mark(stage_names(config), stale_stages())
+    return params

@@ -1,0 +1,47 @@
+# Requires data/raw/DATASET. Makes data/prepared/DATASET.arrow, data/latents/DATASET.arrow and the autoencoder.
+
+
+rule prepare:
+    """Raw images to one Arrow file at the working resolution, split."""
+    input:
+        MARKS / "prepare@{dataset}",
+        code("prepare"),
+        raw="data/raw/{dataset}",
+    output:
+        "data/prepared/{dataset}.arrow",
+    params:
+        settings=params_of("seed", "prepare", "dataset.{dataset}"),
+    log:
+        "logs/prepare/{dataset}.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=2000,
+    message:
+        "Preparing {wildcards.dataset}"
+    shell:
+        RUN + " prepare@{wildcards.dataset} 2>&1 | tee {log}"
+
+
+rule latents:
+    """The autoencoder f_E, f_D and the moments of every image."""
+    input:
+        MARKS / "latents@{dataset}",
+        code("latents"),
+        "data/prepared/{dataset}.arrow",
+    output:
+        "data/autoencoders/{dataset}/config.json",
+        "data/autoencoders/{dataset}/diffusion_pytorch_model.safetensors",
+        "data/latents/{dataset}.arrow",
+    params:
+        settings=params_of("seed", "latents", "prepare.image_size"),
+    log:
+        "logs/latents/{dataset}.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=4000,
+    message:
+        "Encoding the images of {wildcards.dataset}"
+    shell:
+        RUN + " latents@{wildcards.dataset} 2>&1 | tee {log}"

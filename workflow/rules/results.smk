@@ -1,0 +1,78 @@
+# Requires the samples. Makes results/metrics/, results/tables/ and results/figures/.
+
+
+rule evaluate:
+    """FID, IS, precision and recall of the samples."""
+    input:
+        MARKS / "evaluate@{dataset}-{method}",
+        code("evaluate"),
+        "data/prepared/{dataset}.arrow",
+        "results/samples/{dataset}/{method}-seen.arrow",
+    output:
+        "results/metrics/{dataset}/{method}-seen.json",
+    params:
+        settings=params_of("seed", "evaluate"),
+    log:
+        "logs/evaluate/{dataset}-{method}-seen.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=4000,
+    message:
+        "Measuring {wildcards.method} on {wildcards.dataset}"
+    shell:
+        RUN + " evaluate@{wildcards.dataset}-{wildcards.method} 2>&1 | tee {log}"
+
+
+rule table:
+    """The paper's Table 1."""
+    input:
+        MARKS / "table",
+        code("table"),
+        expand(
+            "results/metrics/{dataset}/{method}-seen.json",
+            dataset=config["datasets"],
+            method=config["methods"],
+        ),
+    output:
+        report("results/tables/table1.csv", caption="../report/table1.rst", category="Tables"),
+        "results/tables/table1.md",
+    params:
+        settings=params_of("datasets", "methods"),
+    log:
+        "logs/table.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=500,
+    message:
+        "Writing Table 1"
+    shell:
+        RUN + " table 2>&1 | tee {log}"
+
+
+rule figure:
+    """A page of real images and of each method's samples."""
+    input:
+        MARKS / "figure@{dataset}",
+        code("figure"),
+        "data/prepared/{dataset}.arrow",
+        expand(
+            "results/samples/{{dataset}}/{method}-seen.{suffix}",
+            method=config["methods"],
+            suffix=["arrow", "png"],
+        ),
+    output:
+        report("results/figures/{dataset}.png", caption="../report/figure.rst", category="Figures"),
+    params:
+        settings=params_of("figure", "methods", "prepare.image_size"),
+    log:
+        "logs/figure/{dataset}.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=1000,
+    message:
+        "Drawing {wildcards.dataset}"
+    shell:
+        RUN + " figure@{wildcards.dataset} 2>&1 | tee {log}"
