@@ -25,7 +25,6 @@ from vap.errors import VapError
 from vap.params import Params, parse
 
 MARKS = Path(".snakemake/stale")
-RUN = "dvc --wait-for-lock repro --single-item"
 
 
 def find_programs() -> None:

@@ -177,6 +177,11 @@ class DescriberServer:
         self.close()
 
 
+def _stop_with_stdin(stop: threading.Event) -> None:
+    sys.stdin.read()
+    stop.set()
+
+
 def main(argv: list[str] | None = None) -> None:
     """Serve until SIGINT or SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m vap.captioning.describer_server")
@@ -193,7 +198,7 @@ def main(argv: list[str] | None = None) -> None:
     except VapError as error:
         raise SystemExit(str(error)) from None
     if options.until_stdin_closes:
-        threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+        threading.Thread(target=_stop_with_stdin, args=(stop,), daemon=True).start()
     with server:
         print(f"measured describer at {server.url}", flush=True)
         stop.wait()

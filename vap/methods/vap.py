@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -94,13 +94,13 @@ class Method(DiffusionMethod[VapModelParams]):
             batch.t,
             batch.noise,
         )
-        recon = getattr(net, "module", net).recon  # DDP keeps the network under .module
-        if recon is None:
+        inner: Any = getattr(net, "module", net)  # DDP keeps the network under .module
+        if inner.recon is None:
             return denoising, {}
-        loss, share = recon
+        recon_loss, share = inner.recon
         logs = {
             "denoising_loss": denoising.detach(),
-            "recon_loss": loss.detach(),
+            "recon_loss": recon_loss.detach(),
             "recon_share": share,
         }
-        return denoising + self.train.alpha * loss, logs
+        return denoising + self.train.alpha * recon_loss, logs

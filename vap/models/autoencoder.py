@@ -62,7 +62,8 @@ class KL(Autoencoder):
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.net.decode(latents).sample, self.patch)  # type: ignore[operator]
+        images: Tensor = self.net.decode(latents).sample  # type: ignore[operator]
+        return F.pixel_shuffle(images, self.patch)  # (B, 3, H, W)
 
     def loss(self, images: Tensor, kl_weight: float, generator: torch.Generator) -> Tensor:
         """Mean squared error of the reconstruction plus kl_weight times the mean KL divergence to N(0, I).
@@ -75,7 +76,8 @@ class KL(Autoencoder):
         noise = torch.randn(posterior.mean.shape, generator=generator).to(images)
         decoded = self.net.decode(posterior.mean + posterior.std * noise).sample  # type: ignore[operator]
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-        return F.mse_loss(F.pixel_shuffle(decoded, self.patch), images) + kl_weight * kl
+        error = F.mse_loss(F.pixel_shuffle(decoded, self.patch), images)
+        return error + kl_weight * kl  # type: ignore[no-any-return]
 
 
 class Tiny(Autoencoder):

@@ -133,8 +133,8 @@ class ReleasedPrototypeCondition(nn.Module):
         prototypes = self.prototypes(label).reshape(-1, self.tokens, self.width)
         q = self.q(hidden)
         k, v = self.k(prototypes), self.v(prototypes)
-        heads = (split_heads(f, self.heads) for f in (q, k, v))
-        reconstruction = merge_heads(F.scaled_dot_product_attention(*heads))
+        qh, kh, vh = (split_heads(f, self.heads) for f in (q, k, v))
+        reconstruction = merge_heads(F.scaled_dot_product_attention(qh, kh, vh))
         loss = 0.5 * masked_mean((reconstruction - q).float() ** 2, mask)
         x = hidden + self.z1(self.cross_attn(hidden, prototypes))
         return x + self.z2(self.mlp(self.norm(x))), loss

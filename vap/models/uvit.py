@@ -75,6 +75,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         if self.skip_linear is not None:
+            assert skip is not None
             x = self.skip_linear(torch.cat([x, skip], dim=-1))
         x = x + self.attn(self.norm1(x), mask)
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
@@ -161,8 +162,9 @@ class UViT(nn.Module):
         """All tokens with their positions, and the attention mask over them (None: attend to all)."""
         B = x.shape[0]
         patches = self.patch_embed(x)  # (B, N, D)
-        parts = [timestep_embedding(t, self.width).to(patches.dtype)[:, None]]
+        parts: list[Tensor] = [timestep_embedding(t, self.width).to(patches.dtype)[:, None]]
         if self.label_emb is not None:
+            assert label is not None, "this network is conditioned on the class"
             parts.append(self.label_emb(label)[:, None])
         fixed = len(parts)
         positions = self.pos_embed[:, :fixed]

@@ -62,7 +62,7 @@ def set_up_torch(compute: ComputeParams) -> torch.device:
 
     torch.set_num_threads(compute.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time and changes no result
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time and changes no result
     there = {
         "cpu": True,
         "cuda": torch.cuda.is_available(),

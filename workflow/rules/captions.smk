@@ -9,6 +9,12 @@ rule caption:
         "data/prepared/{dataset}.arrow",
     output:
         "data/captions/{dataset}.parquet",
+    log:
+        "logs/caption/{dataset}.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=2000,
     params:
         settings=params_of(
             "seed",
@@ -19,16 +25,10 @@ rule caption:
             "caption.max_tokens",
             "caption.temperature",
         ),
-    log:
-        "logs/caption/{dataset}.log",
-    conda:
-        "../../environment.yml"
-    resources:
-        mem_mb=2000,
     message:
         "Describing the images of {wildcards.dataset}"
     shell:
-        RUN + " caption@{wildcards.dataset} 2>&1 | tee {log}"
+        "dvc --wait-for-lock repro --single-item caption@{wildcards.dataset} 2>&1 | tee {log}"
 
 
 rule encode:
@@ -40,15 +40,15 @@ rule encode:
         "data/prepared/{dataset}.arrow",
     output:
         "data/prompts/{dataset}.arrow",
-    params:
-        settings=params_of("encode"),
     log:
         "logs/encode/{dataset}.log",
     conda:
         "../../environment.yml"
     resources:
         mem_mb=4000,
+    params:
+        settings=params_of("encode"),
     message:
         "Encoding the descriptions of {wildcards.dataset}"
     shell:
-        RUN + " encode@{wildcards.dataset} 2>&1 | tee {log}"
+        "dvc --wait-for-lock repro --single-item encode@{wildcards.dataset} 2>&1 | tee {log}"

@@ -3,7 +3,7 @@ from snakemake.exceptions import WorkflowError
 
 from vap import pipeline
 from vap.errors import VapError
-from vap.pipeline import MARKS, RUN, code
+from vap.pipeline import MARKS, code
 
 try:
     PARAMS = pipeline.set_up(config, main_process=workflow.is_main_process)
@@ -14,6 +14,24 @@ except VapError as error:
 def params_of(*keys):
     """A rule's params: the keys of params.yaml that the stage depends on, with their values."""
     return lambda w: pipeline.settings(config, *(key.format(**w) for key in keys))
+
+
+def stage_of(verb):
+    """DVC's name of a method's stage: what the method learns from decides its inputs."""
+    return lambda w: f"{verb}-{PARAMS.kind(w.method)}@{w.dataset}-{w.method}"
+
+
+def stage_mark(verb):
+    return lambda w: MARKS / stage_of(verb)(w)
+
+
+def stage_code(verb):
+    return lambda w: code(f"{verb}-{PARAMS.kind(w.method)}", method=w.method)
+
+
+def prompts(wildcards):
+    """The prompt bank, for the methods that are conditioned on descriptions."""
+    return ["data/prompts/{dataset}.arrow"] if PARAMS.kind(wildcards.method) == "prompts" else []
 
 
 wildcard_constraints:

@@ -9,18 +9,18 @@ rule prepare:
         raw="data/raw/{dataset}",
     output:
         "data/prepared/{dataset}.arrow",
-    params:
-        settings=params_of("seed", "prepare", "dataset.{dataset}"),
     log:
         "logs/prepare/{dataset}.log",
     conda:
         "../../environment.yml"
     resources:
         mem_mb=2000,
+    params:
+        settings=params_of("seed", "prepare", "dataset.{dataset}"),
     message:
         "Preparing {wildcards.dataset}"
     shell:
-        RUN + " prepare@{wildcards.dataset} 2>&1 | tee {log}"
+        "dvc --wait-for-lock repro --single-item prepare@{wildcards.dataset} 2>&1 | tee {log}"
 
 
 rule latents:
@@ -33,15 +33,15 @@ rule latents:
         "data/autoencoders/{dataset}/config.json",
         "data/autoencoders/{dataset}/diffusion_pytorch_model.safetensors",
         "data/latents/{dataset}.arrow",
-    params:
-        settings=params_of("seed", "latents", "prepare.image_size"),
     log:
         "logs/latents/{dataset}.log",
     conda:
         "../../environment.yml"
     resources:
         mem_mb=4000,
+    params:
+        settings=params_of("seed", "latents", "prepare.image_size"),
     message:
         "Encoding the images of {wildcards.dataset}"
     shell:
-        RUN + " latents@{wildcards.dataset} 2>&1 | tee {log}"
+        "dvc --wait-for-lock repro --single-item latents@{wildcards.dataset} 2>&1 | tee {log}"

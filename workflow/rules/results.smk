@@ -10,18 +10,18 @@ rule evaluate:
         "results/samples/{dataset}/{method}-seen.arrow",
     output:
         "results/metrics/{dataset}/{method}-seen.json",
-    params:
-        settings=params_of("seed", "evaluate"),
     log:
         "logs/evaluate/{dataset}-{method}-seen.log",
     conda:
         "../../environment.yml"
     resources:
         mem_mb=4000,
+    params:
+        settings=params_of("seed", "evaluate"),
     message:
         "Measuring {wildcards.method} on {wildcards.dataset}"
     shell:
-        RUN + " evaluate@{wildcards.dataset}-{wildcards.method} 2>&1 | tee {log}"
+        "dvc --wait-for-lock repro --single-item evaluate@{wildcards.dataset}-{wildcards.method} 2>&1 | tee {log}"
 
 
 rule table:
@@ -37,18 +37,18 @@ rule table:
     output:
         report("results/tables/table1.csv", caption="../report/table1.rst", category="Tables"),
         "results/tables/table1.md",
-    params:
-        settings=params_of("datasets", "methods"),
     log:
         "logs/table.log",
     conda:
         "../../environment.yml"
     resources:
         mem_mb=500,
+    params:
+        settings=params_of("datasets", "methods"),
     message:
         "Writing Table 1"
     shell:
-        RUN + " table 2>&1 | tee {log}"
+        "dvc --wait-for-lock repro --single-item table 2>&1 | tee {log}"
 
 
 rule figure:
@@ -64,15 +64,15 @@ rule figure:
         ),
     output:
         report("results/figures/{dataset}.png", caption="../report/figure.rst", category="Figures"),
-    params:
-        settings=params_of("figure", "methods", "prepare.image_size"),
     log:
         "logs/figure/{dataset}.log",
     conda:
         "../../environment.yml"
     resources:
         mem_mb=1000,
+    params:
+        settings=params_of("figure", "methods", "prepare.image_size"),
     message:
         "Drawing {wildcards.dataset}"
     shell:
-        RUN + " figure@{wildcards.dataset} 2>&1 | tee {log}"
+        "dvc --wait-for-lock repro --single-item figure@{wildcards.dataset} 2>&1 | tee {log}"

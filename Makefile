@@ -1,0 +1,59 @@
+# The two commands of a fresh machine: `make table1` and `make test`. Each sets up what it needs.
+PYTHON  ?= python3
+CORES   ?= all
+VENV    := .venv
+BIN     := $(VENV)/bin
+UV      := .tools/bin/uv
+READY   := $(VENV)/.ready
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: table1 test test-slow check format bench lock setup clean help
+
+help:            ## this list
+	@grep -hE '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 16
+
+table1: $(READY) ## set up, then make Table 1 and the figures with params.yaml as it is
+	snakemake --cores $(CORES)
+	@echo; cat results/tables/table1.md; echo; echo "Pictures: results/figures/"
+
+test: $(READY)   ## set up, then run the tests
+	python -m pytest -m "not slow and not vllm"
+
+test-slow: $(READY) ## the tests that take minutes
+	python -m pytest -m slow
+
+check: $(READY)  ## format, lint, types, and the two graphs
+	ruff format --check .
+	ruff check .
+	mypy
+	snakefmt --check --line-length 110 Snakefile workflow
+	snakemake --lint
+	python -m pytest tests/pipeline/test_graphs.py
+
+format: $(READY) ## reformat the code
+	ruff format .
+	ruff check --fix .
+	snakefmt --line-length 110 Snakefile workflow
+
+bench: $(READY)  ## all benchmarks, or one: make bench NAME=bank
+	python -m benchmarks $(NAME)
+
+setup: $(READY)  ## the environment alone
+
+lock: $(UV)      ## make requirements.lock anew
+	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --no-emit-index-url --no-emit-find-links --extra dev --upgrade -o requirements.lock pyproject.toml
+
+clean:           ## remove unfinished work and logs; results and the cache stay
+	rm -rf work logs .snakemake
+
+$(UV):
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .tools
+	.tools/bin/python -m pip install --quiet uv==0.13.9
+
+$(READY): requirements.lock pyproject.toml | $(UV)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
+	$(UV) pip install --quiet --compile-bytecode --python $(VENV) --require-hashes -r requirements.lock
+	$(UV) pip install --quiet --python $(VENV) --no-deps --no-build-isolation -e .
+	@touch $@
