@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vap.errors import VapError
+from vap.errors import Stopped, VapError
 
 if TYPE_CHECKING:
     from vap.params import Params
@@ -146,6 +146,9 @@ def main() -> None:
         problem = VapError(where, error.strerror or "", "space and permission to write", "free some, then run again: finished parts are kept")
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(143)
     except KeyboardInterrupt:
         print("interrupted; the next run goes on from here", file=sys.stderr)
         sys.exit(130)

@@ -14,3 +14,7 @@ class VapError(Exception):
     def __init__(self, where: object, found: str, expected: str, fix: str) -> None:
         self.where, self.found, self.expected, self.fix = str(where), found, expected, fix
         super().__init__(" ".join(f"{where}: found {found}; expected {expected}; {fix}".split()))
+
+
+class Stopped(Exception):
+    """SIGTERM came and the state is saved: the next run goes on from there."""

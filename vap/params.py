@@ -204,8 +204,8 @@ class Params(Section):
 
 
 def first_problem(error: ValidationError) -> tuple[str, str, str]:
-    """(key, found, expected) of a validation error's first problem."""
-    problem = error.errors()[0]
+    """(key, found, expected) of a validation error's first problem; an unknown key before a missing one."""
+    problem = min(error.errors(), key=lambda p: p["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return key, "an unknown key", "one of the keys of config/demo.yaml"

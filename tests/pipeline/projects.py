@@ -28,6 +28,7 @@ PARTS = (
     "dvc.yaml",
     "environment.yml",
     "params.yaml",
+    "profiles",
     "vap",
     "workflow",
 )

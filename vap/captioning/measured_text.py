@@ -113,20 +113,19 @@ def summary(modality: str, found: Mapping[str, str], lesion: Lesion | None) -> s
         hair = HAIR[found["hair"]]
         corners = " and dark corners" if found["frame"] == "dark corners" else ""
         sentence = (
-            f"{article(size)}, {shape}, {found['color']} lesion covering {share(lesion.area)} of "
-            f"the image, with {TEXTURE[modality][found['texture']]}, "
-            f"on {found['skin']} skin {hair}{corners}."
+            f"{article(size)} {shape} {found['color']} {found['texture']} lesion, "
+            f"{share(lesion.area)} of the image, on {found['skin']} skin {hair}{corners}."
         )
     elif modality == "chest_xray":
         kind = "lucency" if found["color"] == "dark" else "opacity"
         sentence = (
-            f"{article(size)}, {shape}, {found['color']}, {found['texture']} {kind} covering "
-            f"{share(lesion.area)} of the image in {_region(found)}, with {_thorax(found)}."
+            f"{article(size)} {shape} {found['color']} {found['texture']} {kind}, "
+            f"{share(lesion.area)} of the image, in {_region(found)}, with {_thorax(found)}."
         )
     else:
         sentence = (
-            f"{article(size)}, {shape}, {found['color']} polyp covering {share(lesion.area)} of "
-            f"the image, with {TEXTURE[modality][found['texture']]}, on {_wall(found)}."
+            f"{article(size)} {shape} {found['color']} {found['texture']} polyp, "
+            f"{share(lesion.area)} of the image, on {_wall(found)}."
         )
     return _upper(sentence)
 
@@ -162,7 +161,8 @@ def _thorax(found: Mapping[str, str]) -> str:
         "normal": "normal lungs",
         "hyperinflated": "hyperinflated lungs",
     }[found["lungs"]]
-    return f"{heart}, {lungs} and {found['exposure']} exposure"
+    dark = {"normal": ""}.get(found["exposure"], f" and {found['exposure']} exposure")
+    return f"{heart}{', ' if dark else ' and '}{lungs}{dark}"
 
 
 def _wall(found: Mapping[str, str]) -> str:

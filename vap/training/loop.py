@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vap.diffusion.schedule import Schedule
-from vap.errors import VapError
+from vap.errors import Stopped, VapError
 from vap.methods.base import Batch, DiffusionMethod
 from vap.params import TrainParams
 from vap.progress import Progress
@@ -29,10 +29,6 @@ from vap.training.ema import Ema
 class Trained:
     ema: dict[str, Tensor]  # averaged parameters, float32, on the CPU
     log: list[dict[str, float]]  # a row every `log_every` steps
-
-
-class Stop(Exception):
-    """SIGTERM came: the state is saved."""
 
 
 def make_accelerator(device: str, precision: str) -> Accelerator:
@@ -65,7 +61,7 @@ def train(
 
     Raises:
         VapError: the loss is no longer finite.
-        Stop: SIGTERM came; the next run goes on from here.
+        Stopped: SIGTERM came; the next run goes on from here.
     """
     own = method.train
     accelerator = make_accelerator(device, shared.precision)
@@ -150,7 +146,7 @@ def train(
                 if accelerator.is_main_process:
                     save()
                 if stop.raised:
-                    raise Stop(f"{label}: stopped at step {done}; the next run goes on from there")
+                    raise Stopped(f"{label}: stopped at step {done}; the next run goes on from there")
     return Trained({name: value.cpu() for name, value in ema.state().items()}, log)
 
 
