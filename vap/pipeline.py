@@ -59,8 +59,11 @@ def stale_stages() -> set[str]:
         ["dvc", "--wait-for-lock", "status", "--json"], capture_output=True, text=True
     )
     if result.returncode:
-        lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or ["?"]
-        raise VapError("dvc status", lines[0].removeprefix("ERROR: "), "a readable record", "see `dvc status`")
+        # the first paragraph: who holds the file, where another run is going on
+        found = result.stderr.partition("ERROR: ")[2].partition("\n\n")[0] or "?"
+        if "is busy" in found:
+            raise VapError("dvc status", found, "no other run", "wait for that one, or end it")
+        raise VapError("dvc status", found, "a readable record", "see `dvc status`")
     status = json.loads(result.stdout.strip().splitlines()[-1]) if result.stdout.strip() else {}
     return {name.removeprefix("dvc.yaml:") for name in status}
 

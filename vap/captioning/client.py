@@ -109,7 +109,7 @@ def _answer(response: httpx.Response) -> Answer:
     try:
         choice = response.json()["choices"][0]
         return Answer((choice["message"]["content"] or "").strip(), choice["finish_reason"] or "")
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         return Answer("", "malformed")
 
 
@@ -118,6 +118,6 @@ def _message(response: httpx.Response) -> str:
     try:
         error: Any = response.json()["error"]
         text = error["message"] if isinstance(error, dict) else str(error)
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         text = response.text
     return " ".join(text.split())[:200]

@@ -144,7 +144,7 @@ def _read_journal(journal: Path) -> tuple[str | None, Done]:
     whole = data[: data.rfind(b"\n") + 1]
     if len(whole) < len(data):
         os.truncate(journal, len(whole))
-    for line in whole.decode().splitlines():
+    for line in whole.splitlines():  # of bytes: str would also split at U+2028
         entry = json.loads(line)
         if "t2" in entry:
             t2 = entry["t2"]

@@ -1,0 +1,74 @@
+"""A small OpenAI-compatible server on loopback that follows a script, and remembers what it was asked."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+DROP = "drop"  # close the connection without an answer
+Reply = Any  # DROP, (status, body), or a function of the request to one of these
+
+
+def answer(text: str | None, reason: str = "stop") -> tuple[int, dict[str, Any]]:
+    message = {"role": "assistant", "content": text}
+    return 200, {"choices": [{"index": 0, "message": message, "finish_reason": reason}]}
+
+
+class ChatServer:
+    """Replies in the script's order, then with its last reply for ever."""
+
+    def __init__(self, script: list[Reply]) -> None:
+        self.script, self.requests, self.headers = script, [], []
+        self.guard = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with outer.guard:
+                    outer.requests.append(body)
+                    outer.headers.append(dict(self.headers))
+                    number = min(len(outer.requests), len(outer.script)) - 1
+                reply = outer.script[number]
+                if callable(reply):
+                    reply = reply(body)
+                if reply == DROP:
+                    self.close_connection = True
+                    return
+                status, content = reply
+                data = content if isinstance(content, bytes) else json.dumps(content).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+
+    def serve(self) -> None:
+        self._server.serve_forever(poll_interval=0.02)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@contextmanager
+def chat_server(*script: Reply | Callable[[dict[str, Any]], Reply]) -> Iterator[ChatServer]:
+    server = ChatServer(list(script))
+    threading.Thread(target=server.serve, daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.close()

@@ -1,0 +1,91 @@
+"""Toy artefacts of two classes, small enough to train on in a blink; and the settings that fit them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import yaml
+
+from vap.artifacts import SCHEMAS, Kind, build_arrow
+from vap.params import Params, parse
+
+PROJECT = Path(__file__).resolve().parents[2]
+CLASSES = ["mole", "scar"]
+SHAPE = (2, 4, 4)  # of the latents
+WIDTH = 6  # of a token state
+
+
+def settings(**changes: Any) -> Params:
+    """params.yaml with one dataset, `own`, and tiny networks; `changes` by dotted key, __ for the dot."""
+    data = yaml.safe_load((PROJECT / "config/smoke.yaml").read_text(encoding="utf-8"))
+    data["datasets"], data["dataset"] = ["own"], {"own": data["dataset"]["phantom-isic2018"]}
+    data["compute"] = {"device": "cpu", "threads": 1}
+    data["train"] |= {"log_every": 2, "checkpoint_every": 3}
+    for method in data["method"].values():
+        method["model"] |= {"width": 16, "depth": 2, "heads": 2, "patch": 2}
+        method["train"] |= {"steps": 8, "batch_size": 4, "warmup_steps": 2}
+    data["method"]["vap"]["model"]["prototype_tokens"] = 2
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        place = data
+        for name in path:
+            place = place[name]
+        place[last] = value
+    return parse(data)
+
+
+def write(path: Path, kind: Kind, rows: list[dict[str, Any]], **metadata: Any) -> Path:
+    """An artefact of any kind with the given rows."""
+
+    def make_part(span: range) -> pa.RecordBatch:
+        return pa.RecordBatch.from_pylist(rows[span.start : span.stop], schema=SCHEMAS[kind])
+
+    record = {"stage": f"toy-{kind}", "item": [path.stem]}
+    build_arrow(path, kind, len(rows), make_part, record, part_rows=5, metadata=metadata)
+    return path
+
+
+def write_latents(path: Path, train: int = 11, test: int = 3) -> Path:
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(train + test):
+        mean = rng.normal(0, 2, SHAPE)
+        logvar = rng.normal(-4, 0.1, SHAPE)
+        rows.append(
+            {
+                "id": f"i{i:02d}",
+                "label": CLASSES[i % 2],
+                "split": "train" if i < train else "test",
+                "moments": np.concatenate([mean, logvar]).astype(np.float32).ravel(),
+            }
+        )
+    return write(path, "latents", rows, shape=list(SHAPE), scale=0.5, factor=2, classes=CLASSES)
+
+
+def bank_row(text: str, tokens: np.ndarray, images: list[tuple[str, str, str]]) -> dict[str, Any]:
+    """A row of a bank; `images` are (id, label, split)."""
+    return {
+        "text": text,
+        "tokens": tokens.astype(np.float16).ravel(),
+        "pooled": tokens.mean(0).astype(np.float16),
+        "ids": [image for image, _, _ in images],
+        "labels": [label for _, label, _ in images],
+        "splits": [split for _, _, split in images],
+    }
+
+
+def write_bank(path: Path, images: int = 14, train: int = 11) -> Path:
+    """Descriptions of the images of `write_latents`; images 0 and 2 share one."""
+    rng = np.random.default_rng(1)
+    rows = [bank_row("", rng.normal(size=(2, WIDTH)), [])]
+    for i in range(images):
+        entry = (f"i{i:02d}", CLASSES[i % 2], "train" if i < train else "test")
+        if i == 2:
+            for key, value in zip(("ids", "labels", "splits"), entry, strict=True):
+                rows[1][key].append(value)
+            continue
+        rows.append(bank_row(f"text {i}", rng.normal(size=(2 + i % 4, WIDTH)), [entry]))
+    return write(path, "bank", rows, width=WIDTH, max_tokens=6, encoder="toy", classes=CLASSES)
