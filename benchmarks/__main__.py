@@ -36,9 +36,7 @@ def main(names: list[str]) -> int:
     print(f"{'name':<16}{'ours':>14}{'reference':>14}{'ratio':>9}  unit")
     for name in names or known:
         result: Result = importlib.import_module(f"benchmarks.{name}").run()
-        print(
-            f"{name:<16}{result.ours:>14.4g}{result.reference:>14.4g}{result.ratio:>9.2f}  {result.unit}"
-        )
+        print(f"{name:<16}{result.ours:>14.4g}{result.reference:>14.4g}{result.ratio:>9.2f}  {result.unit}")
         out = HERE / "out" / f"{name}.json"
         out.parent.mkdir(exist_ok=True)
         row = {

@@ -119,9 +119,7 @@ def provenance(
         "stage": stage,
         "item": list(item),
         "params": dict(params),
-        "inputs": {
-            name: {"path": str(path), "sha256": file_sha256(path)} for name, path in inputs.items()
-        },
+        "inputs": {name: {"path": str(path), "sha256": file_sha256(path)} for name, path in inputs.items()},
         "code": code_hash([f"vap.stages.{stage}", *modules]),
         "libraries": {name: version(name) for name in sorted(libraries)},
     }
@@ -236,9 +234,7 @@ def build_arrow(
                 for part in parts:
                     with pa.memory_map(str(part)) as source:
                         for batch in pa.ipc.open_file(source).read_all().to_batches():
-                            writer.write_batch(
-                                pa.RecordBatch.from_arrays(batch.columns, schema=schema)
-                            )
+                            writer.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=schema))
 
 
 class ArrowFile:
@@ -256,13 +252,9 @@ class ArrowFile:
         try:
             self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
             metadata = self._reader.schema.metadata or {}
-            self._batches = [
-                self._reader.get_batch(i) for i in range(self._reader.num_record_batches)
-            ]
+            self._batches = [self._reader.get_batch(i) for i in range(self._reader.num_record_batches)]
         except (pa.ArrowInvalid, OSError) as error:
-            raise VapError(
-                path, f"no readable Arrow file ({error})", f"a {kind} artefact", remake
-            ) from None
+            raise VapError(path, f"no readable Arrow file ({error})", f"a {kind} artefact", remake) from None
         found = metadata.get(b"vap.kind", b"").decode() or "an Arrow file of another program"
         if found != kind or not self._reader.schema.equals(SCHEMAS[kind], check_metadata=False):
             what = found if found != kind else f"{kind} columns {self._reader.schema.names}"

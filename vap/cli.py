@@ -19,7 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="VAP-Diffusion as a pipeline. Stages are run by `snakemake` or `dvc repro`; these are their commands.",
+    help="VAP-Diffusion as a pipeline. `snakemake` or `dvc repro` run the stages; these are their commands.",
 )
 Dataset = Annotated[str, typer.Argument(help="A name under `datasets` of params.yaml.")]
 Method = Annotated[str, typer.Argument(help="A name under `methods` of params.yaml.")]
@@ -35,7 +35,9 @@ def _params(dataset: str | None = None, method: str | None = None) -> Params:
         ("method", method, params.method),
     ):
         if name is not None and name not in known:
-            raise VapError(kind, repr(name), f"one of {', '.join(known)}", "name one, or add it to params.yaml")
+            raise VapError(
+                kind, repr(name), f"one of {', '.join(known)}", "name one, or add it to params.yaml"
+            )
     return params
 
 
@@ -112,6 +114,25 @@ def figure(dataset: Dataset) -> None:
 
 
 @app.command()
+def draw(
+    dataset: Dataset,
+    method: Method,
+    label: Annotated[str, typer.Option(help="The class.")],
+    text: Annotated[str | None, typer.Option(help="A sentence; without it, drawn from the bank.")] = None,
+    n: Annotated[int, typer.Option(min=1, max=512, help="Images.")] = 8,
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("drawn.png"),
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+) -> None:
+    """Draw images of a class, and of a sentence, from a trained model."""
+    from vap.draw import draw as run
+
+    texts = run(_params(dataset, method), dataset, method, label, text, n, out, seed)
+    for line in dict.fromkeys(text for text in texts if text):
+        print(line)
+    print(out)
+
+
+@app.command()
 def profile(name: Annotated[str, typer.Argument(help="A file config/NAME.yaml, or `list`.")]) -> None:
     """Write params.yaml from config/NAME.yaml."""
     import yaml
@@ -143,7 +164,12 @@ def main() -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         where = error.filename or "disk"
-        problem = VapError(where, error.strerror or "", "space and permission to write", "free some, then run again: finished parts are kept")
+        problem = VapError(
+            where,
+            error.strerror or "",
+            "space and permission to write",
+            "free some, then run again: finished parts are kept",
+        )
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stopped:

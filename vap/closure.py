@@ -16,9 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # These cannot change what a stage writes: the values that params.py hands on are recorded by key, and
 # the others only show, name or guard what is done.
-SILENT = frozenset(
-    {"vap/__init__.py", "vap/params.py", "vap/progress.py", "vap/errors.py", "vap/closure.py"}
-)
+SILENT = frozenset({"vap/__init__.py", "vap/params.py", "vap/progress.py", "vap/errors.py", "vap/closure.py"})
 
 
 def module_file(name: str) -> Path | None:

@@ -78,9 +78,7 @@ class LatentsParams(Section):
     @model_validator(mode="after")
     def _path_where_needed(self) -> LatentsParams:
         if self.autoencoder != "train" and self.path is None:
-            raise ValueError(
-                f"'path' must name the weights' folder of autoencoder: {self.autoencoder}"
-            )
+            raise ValueError(f"'path' must name the weights' folder of autoencoder: {self.autoencoder}")
         return self
 
 
@@ -188,9 +186,7 @@ class Params(Section):
             if len(set(names)) != len(names):
                 raise ValueError(f"{kind} names one twice: {names}")
             if unknown := [name for name in names if name not in known]:
-                raise ValueError(
-                    f"{kind} names {unknown[0]!r}, which has no entry under {kind[:-1]}"
-                )
+                raise ValueError(f"{kind} names {unknown[0]!r}, which has no entry under {kind[:-1]}")
         kinds = [name for names in self.learns_from.values() for name in names]
         if sorted(kinds) != sorted(self.methods):
             raise ValueError(

@@ -55,9 +55,7 @@ def stale_stages() -> set[str]:
     Raises:
         VapError: DVC cannot read the project.
     """
-    result = subprocess.run(
-        ["dvc", "--wait-for-lock", "status", "--json"], capture_output=True, text=True
-    )
+    result = subprocess.run(["dvc", "--wait-for-lock", "status", "--json"], capture_output=True, text=True)
     if result.returncode:
         # the first paragraph: who holds the file, where another run is going on
         found = result.stderr.partition("ERROR: ")[2].partition("\n\n")[0] or "?"
@@ -126,7 +124,10 @@ def check_config(config: Mapping[str, Any]) -> None:
     for key in {**written, **config}:
         if config.get(key) != written.get(key):
             raise VapError(
-                f"--config {key}", repr(config.get(key)), "the value of params.yaml", "edit params.yaml instead"
+                f"--config {key}",
+                repr(config.get(key)),
+                "the value of params.yaml",
+                "edit params.yaml instead",
             )
 
 

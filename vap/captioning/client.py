@@ -101,7 +101,10 @@ class ChatClient:
                 await asyncio.sleep(wait)
                 wait = min(wait * 2, 30)
         raise VapError(
-            self.url, f"{last}, {RETRIES} retries", "an answer", "see the server's log, then run again: nothing is lost"
+            self.url,
+            f"{last}, {RETRIES} retries",
+            "an answer",
+            "see the server's log, then run again: nothing is lost",
         )
 
 
@@ -117,7 +120,7 @@ def _message(response: httpx.Response) -> str:
     """The server's own words, shortened; its error may be an object or a string."""
     try:
         error: Any = response.json()["error"]
-        text = error["message"] if isinstance(error, dict) else str(error)
+        text = str(error["message"] if isinstance(error, dict) else error)
     except (ValueError, LookupError, TypeError, AttributeError):
         text = response.text
     return " ".join(text.split())[:200]

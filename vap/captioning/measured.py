@@ -84,9 +84,7 @@ def _analyse(image: NDArray[np.uint8], modality: str) -> tuple[dict[str, str], L
 
 
 @lru_cache(maxsize=2048)
-def _analyse_bytes(
-    pixels: bytes, h: int, w: int, modality: str
-) -> tuple[dict[str, str], Lesion | None]:
+def _analyse_bytes(pixels: bytes, h: int, w: int, modality: str) -> tuple[dict[str, str], Lesion | None]:
     """Measure a working image; cached by content, so that steps 1 and 3 share one analysis."""
     image = np.frombuffer(pixels, np.uint8).reshape(h, w, 3)
     if min(h, w) < LEAST or int(image.max()) - int(image.min()) < 12:

@@ -41,9 +41,7 @@ class Atlas:
 def atlases(h: int, w: int) -> tuple[tuple[Atlas, ...], Array]:
     """Every combination of lung volume, heart size and sideways shift, for h × w images,
     and their pictures stacked, [atlases, h w]."""
-    y, x0 = np.meshgrid(
-        (np.arange(h) + 0.5) * 2 / h - 1, (np.arange(w) + 0.5) * 2 / w - 1, indexing="ij"
-    )
+    y, x0 = np.meshgrid((np.arange(h) + 0.5) * 2 / h - 1, (np.arange(w) + 0.5) * 2 / w - 1, indexing="ij")
     made = []
     for lungs, bases in BASES.items():
         for heart, wide in HEARTS.items():
@@ -59,9 +57,7 @@ def _atlas(x: Array, y: Array, lungs: str, heart: str, base: float, wide: float)
     u = ((x - cx) * cos + (y - cy) * sin) / wide
     v = ((y - cy) * cos - (x - cx) * sin) / tall
     outline = (u * u + v * v < 1) | ((np.abs(x - 0.02) < 0.15) & (y < cy))
-    outline |= (np.abs(x) < 0.14) | (
-        np.hypot(x + 0.06, 0.45 * (y - cy)) < 0.1 + 0.5 * (wide - 0.24)
-    )
+    outline |= (np.abs(x) < 0.14) | (np.hypot(x + 0.06, 0.45 * (y - cy)) < 0.1 + 0.5 * (wide - 0.24))
     fields = {}
     for side in (-1, 1):
         across = x * side - 0.42

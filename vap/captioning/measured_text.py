@@ -168,6 +168,5 @@ def _thorax(found: Mapping[str, str]) -> str:
 def _wall(found: Mapping[str, str]) -> str:
     lumen = "a dark lumen" if found["lumen"] == "visible" else "no lumen"
     return (
-        f"{found['mucosa']} mucosa with {found['folds']} folds, {lumen} "
-        f"and {found['highlights']} reflections"
+        f"{found['mucosa']} mucosa with {found['folds']} folds, {lumen} and {found['highlights']} reflections"
     )

@@ -67,12 +67,17 @@ def load_questions(modality: str, version: int) -> Questions:
     """
     path = questions_file(modality)
     if not path.is_file():
-        raise VapError(path, "no such file", f"the questions for {modality}", "write it after dermoscopy.yaml")
+        raise VapError(
+            path, "no such file", f"the questions for {modality}", "write it after dermoscopy.yaml"
+        )
     versions = yaml.safe_load(path.read_text(encoding="utf-8"))
     if version not in versions:
         known = ", ".join(str(v) for v in versions)
         raise VapError(
-            f"params.yaml: caption.questions: {version}", f"versions {known}", f"one in {path.name}", "choose one"
+            f"params.yaml: caption.questions: {version}",
+            f"versions {known}",
+            f"one in {path.name}",
+            "choose one",
         )
     entry = versions[version]
     return Questions(modality, version, *(entry[f"question{i}"] for i in (1, 2, 3)))

@@ -205,9 +205,7 @@ def plain_id(where: str, name: str) -> str:
     return name
 
 
-def read_table(
-    path: Path, columns: Sequence[str], fix: str
-) -> Iterator[tuple[str, dict[str, str]]]:
+def read_table(path: Path, columns: Sequence[str], fix: str) -> Iterator[tuple[str, dict[str, str]]]:
     """The rows of a CSV file with a header, as ("file:line", column to stripped value).
 
     A byte-order mark, CRLF and blank lines are accepted.
@@ -233,9 +231,7 @@ def read_table(
         header = [name.strip() for name in next(reader, [])]
         for name in columns:
             if header.count(name) != 1:
-                found = (
-                    f"{header.count(name) or 'no'} column {name!r} in {','.join(header)[:120]!r}"
-                )
+                found = f"{header.count(name) or 'no'} column {name!r} in {','.join(header)[:120]!r}"
                 expected = f"the columns {','.join(columns)}"
                 raise VapError(path, found, expected, "correct the header, or fetch the file again")
         places = {name: header.index(name) for name in columns}

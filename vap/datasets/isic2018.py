@@ -48,9 +48,7 @@ class Isic2018Source:
         lesions = _lesions(root / GROUPINGS)
         items = [item for split in splits for item in _items(split, root, lesions)]
         self.classes = list(CLASSES)
-        self.inputs = {"groups": root / GROUPINGS} | {
-            f"{s} labels": _table(root, s) for s in splits
-        }
+        self.inputs = {"groups": root / GROUPINGS} | {f"{s} labels": _table(root, s) for s in splits}
         self.items = checked(root, items, self.classes)
 
     def load(self, item: Item) -> RawImage:

@@ -87,9 +87,7 @@ class PhantomSpec(BaseModel):
             _same_names(f"counts.{split}", set(self.counts[split]), set(self.classes))
         _same_names("attributes", set(self.attributes), set(self.classes))
         vocabulary = VOCABULARY[self.modality]
-        tables = {"shared": self.shared} | {
-            f"attributes.{k}": v for k, v in self.attributes.items()
-        }
+        tables = {"shared": self.shared} | {f"attributes.{k}": v for k, v in self.attributes.items()}
         for where, table in tables.items():
             for key, weights in table.items():
                 if key not in vocabulary:
@@ -160,9 +158,7 @@ def list_samples(spec: PhantomSpec, seed: int) -> list[PhantomSample]:
     return samples
 
 
-def _draw_class(
-    spec: PhantomSpec, label: str, split: str, rng: np.random.Generator
-) -> list[PhantomSample]:
+def _draw_class(spec: PhantomSpec, label: str, split: str, rng: np.random.Generator) -> list[PhantomSample]:
     slug = f"phantom-{label.lower()}"
     table = spec.shared | spec.attributes[label]
     count = spec.counts["train" if split == "train" else "test"][label]
@@ -183,9 +179,7 @@ def _draw_class(
             image_seed = int(rng.integers(2**63))
             if len(drawn) < count:
                 drawn.append(
-                    PhantomSample(
-                        f"{slug}-{number:06d}", label, split, group, dict(attributes), image_seed
-                    )
+                    PhantomSample(f"{slug}-{number:06d}", label, split, group, dict(attributes), image_seed)
                 )
     return drawn
 

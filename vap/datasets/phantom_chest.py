@@ -169,9 +169,7 @@ def _level_set(
     if shape == "band":
         angle = rng.uniform(-0.35, 0.35)
         along, over = u * np.cos(angle) + v * np.sin(angle), v * np.cos(angle) - u * np.sin(angle)
-        return np.asarray(
-            np.maximum(np.abs(over) * 3.6, np.abs(along)) + 0.01 * noise, dtype=np.float32
-        )
+        return np.asarray(np.maximum(np.abs(over) * 3.6, np.abs(along)) + 0.01 * noise, dtype=np.float32)
     if shape == "meniscus":  # layered on the diaphragm (or under the apex), rising at the wall
         if up < -0.25:
             return np.asarray(c.y - 0.9 * u + 0.01 * noise, dtype=np.float32)

@@ -50,9 +50,7 @@ def _mucosa(
     turns = np.log(np.maximum(away, 0.05) + 0.12) * rng.uniform(2.0, 2.6) + rng.uniform(0, 1)
     saw = turns - np.floor(turns)  # a fold is bright at its crest and falls into shadow behind
     fold = ramp((0.10 - saw).astype(np.float32), 0.2) + saw - 0.5
-    glow = np.exp(
-        -0.8 * ((c.x - rng.uniform(-0.4, 0.4)) ** 2 + (c.y - rng.uniform(-0.4, 0.4)) ** 2)
-    )
+    glow = np.exp(-0.8 * ((c.x - rng.uniform(-0.4, 0.4)) ** 2 + (c.y - rng.uniform(-0.4, 0.4)) ** 2))
     shade = 0.82 + 0.28 * glow + depth * fold + 0.04 * c.noise(rng, 5)
     if attributes["lumen"] == "visible":
         shade = shade * (0.10 + 0.90 * ramp((away - 0.36).astype(np.float32), 0.50))
@@ -65,9 +63,7 @@ def _mucosa(
     return np.asarray(image * (1.0 + 0.05 * np.clip(ringed, 0, 1))[..., None], dtype=np.float32)
 
 
-def _highlights(
-    c: Canvas, rng: np.random.Generator, image: Array, count: int, span: float
-) -> Array:
+def _highlights(c: Canvas, rng: np.random.Generator, image: Array, count: int, span: float) -> Array:
     """Specular reflections: small white streaks."""
     cover = np.zeros_like(c.x)
     for _ in range(count):
@@ -142,9 +138,7 @@ def _frame(c: Canvas, rng: np.random.Generator) -> Array:
     """Opacity of the endoscope's frame: an octagon or a circle, dark outside."""
     if rng.random() < 0.7:
         cut = rng.uniform(1.36, 1.50)
-        edge = np.maximum(
-            np.abs(c.x) + np.abs(c.y) - cut, np.maximum(np.abs(c.x), np.abs(c.y)) - 1.2
-        )
+        edge = np.maximum(np.abs(c.x) + np.abs(c.y) - cut, np.maximum(np.abs(c.x), np.abs(c.y)) - 1.2)
     else:
         edge = np.sqrt(c.x * c.x + c.y * c.y) - rng.uniform(1.02, 1.14)
     return ramp(edge.astype(np.float32), 0.05)

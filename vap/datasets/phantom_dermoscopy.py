@@ -113,9 +113,7 @@ def _texture(
     if texture == "network":  # a mesh of dark lines over lighter meshes
         period = rng.uniform(0.19, 0.23)
         bend, sway = 1.1 * c.noise(rng, 6), 1.1 * c.noise(rng, 6)
-        lines = np.maximum(
-            np.cos(2 * np.pi * u / period + bend), np.cos(2 * np.pi * v / period + sway)
-        )
+        lines = np.maximum(np.cos(2 * np.pi * u / period + bend), np.cos(2 * np.pi * v / period + sway))
         mesh = ramp(lines.astype(np.float32) - 0.35, 1.2)
         return mix(mix(lesion, light, 0.6 * (1 - mesh)), color * np.float32(0.66), 0.75 * mesh)
     if texture == "dotted":  # dark globules

@@ -45,9 +45,7 @@ class Canvas:
         weights = _spline_weights(self.n, cells)
         return np.asarray(weights @ knots @ weights.T, dtype=np.float32)
 
-    def cells(
-        self, rng: np.random.Generator, u: Array, v: Array, spacing: float
-    ) -> tuple[Array, Array]:
+    def cells(self, rng: np.random.Generator, u: Array, v: Array, spacing: float) -> tuple[Array, Array]:
         """Jittered lattice of spots: squared distance to the spot of one's cell (in spacings)
         and that spot's random value, 0 to 1: two [n, n] arrays."""
         table = rng.random((3, 16, 16), dtype=np.float32)

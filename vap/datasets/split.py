@@ -45,8 +45,7 @@ def split(items: Sequence[Item], test_fraction: float, seed: int) -> list[Item]:
     total = Counter(item.label for item in items)
     n_groups = Counter(label for counts in groups.values() for label in counts)
     target = {
-        label: max(round(test_fraction * n), 1) if n_groups[label] > 1 else 0
-        for label, n in total.items()
+        label: max(round(test_fraction * n), 1) if n_groups[label] > 1 else 0 for label, n in total.items()
     }
     taken: Counter[str] = Counter()
     test: set[str] = set()
@@ -88,9 +87,7 @@ def split(items: Sequence[Item], test_fraction: float, seed: int) -> list[Item]:
     return [replace(item, split="test" if item.group in test else "train") for item in items]
 
 
-def subset(
-    items: Sequence[Item], max_train: int | None, max_test: int | None, seed: int
-) -> list[Item]:
+def subset(items: Sequence[Item], max_train: int | None, max_test: int | None, seed: int) -> list[Item]:
     """At most `max_train` and `max_test` images, each class in proportion; "val" is kept whole.
 
     Every class keeps one image, and up to SEVERAL where these are about FLOOR_SHARE of the subset

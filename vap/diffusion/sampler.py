@@ -102,9 +102,7 @@ def _data_prediction(predict: Predictor, schedule: Schedule, x: Tensor, t: Tenso
     return (x - sigma * predict(x, t.to(x).expand(x.shape[0]))) / alpha
 
 
-def _dpm_solver_pp(
-    predict: Predictor, schedule: Schedule, x: Tensor, times: Tensor, order: int
-) -> Tensor:
+def _dpm_solver_pp(predict: Predictor, schedule: Schedule, x: Tensor, times: Tensor, order: int) -> Tensor:
     steps = len(times) - 1
     alphas, sigmas = schedule.alpha_sigma(times)
     lambdas = alphas.log() - sigmas.log()  # half log-SNR; +inf at t = 0

@@ -39,9 +39,7 @@ class Condition:
     """What a batch is conditioned on. Row i is unconditional where label[i] is the null class."""
 
     label: Tensor  # (B,) int64; num_classes is the null class
-    context: Tensor | None = (
-        None  # (B, S, context_dim); the null prompt's states where unconditional
-    )
+    context: Tensor | None = None  # (B, S, context_dim); the null prompt's states where unconditional
     mask: Tensor | None = None  # (B, S) bool, True where a token is real
 
     def to(self, device: torch.device) -> Condition:
@@ -89,9 +87,7 @@ class DiffusionMethod(ABC, Generic[ModelParams]):
         """A freshly initialised network, called as net(x, t, label, context, mask, …)."""
 
     @abstractmethod
-    def loss(
-        self, net: nn.Module, batch: Batch, schedule: Schedule
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, net: nn.Module, batch: Batch, schedule: Schedule) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss (a scalar) and detached scalars for the log."""
 
     def predictor(
@@ -113,7 +109,7 @@ class DiffusionMethod(ABC, Generic[ModelParams]):
 class OwnTrainParams(MethodTrainParams):
     """Base of a method's train section with keys of its own: unknown ones are errors again."""
 
-    model_config = {**MethodTrainParams.model_config, "extra": "forbid"}
+    model_config: ClassVar = {**MethodTrainParams.model_config, "extra": "forbid"}
 
 
 class PlainTrainParams(OwnTrainParams):

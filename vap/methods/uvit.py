@@ -43,9 +43,7 @@ class Method(DiffusionMethod[UViTParams]):
             **self.model.model_dump(),
         )
 
-    def loss(
-        self, net: nn.Module, batch: Batch, schedule: Schedule
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, net: nn.Module, batch: Batch, schedule: Schedule) -> tuple[Tensor, dict[str, Tensor]]:
         loss = denoising_loss(
             lambda x, t: net(x, t, batch.condition.label), schedule, batch.x0, batch.t, batch.noise
         )

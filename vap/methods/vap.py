@@ -31,9 +31,7 @@ class VapNet(nn.Module):
     def __init__(self, params: VapModelParams, shapes: Shapes) -> None:
         super().__init__()
         if not params.label_token and params.pcm == "none":
-            raise ValueError(
-                "with label_token: false and pcm: none the class could not enter the network"
-            )
+            raise ValueError("with label_token: false and pcm: none the class could not enter the network")
         self.uvit = UViT(
             size=shapes.size,
             channels=shapes.channels,
@@ -53,13 +51,9 @@ class VapNet(nn.Module):
                 params.pcm, params.width, params.heads, shapes.num_classes, params.prototype_tokens
             )
         )
-        self.recon: tuple[Tensor, Tensor] | None = (
-            None  # L_recon and its share, of the last forward
-        )
+        self.recon: tuple[Tensor, Tensor] | None = None  # L_recon and its share, of the last forward
 
-    def forward(
-        self, x: Tensor, t: Tensor, label: Tensor, context: Tensor, mask: Tensor | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, label: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
         """As UViT.forward; L_recon of this pass is left in `recon`."""
 
         def bridge(encoded: Tensor, hidden: Tensor, attend: Tensor | None) -> Tensor:
@@ -82,9 +76,7 @@ class Method(DiffusionMethod[VapModelParams]):
     def build(self, shapes: Shapes) -> nn.Module:
         return VapNet(self.model, shapes)
 
-    def loss(
-        self, net: nn.Module, batch: Batch, schedule: Schedule
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, net: nn.Module, batch: Batch, schedule: Schedule) -> tuple[Tensor, dict[str, Tensor]]:
         """L_VAP = L_D + alpha L_recon (paper Eq. 3)."""
         c = batch.condition
         denoising = denoising_loss(

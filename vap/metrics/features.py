@@ -65,9 +65,7 @@ class EfficientNetLite0(nn.Module):
         return torch.cat(pooled), torch.cat(logits)
 
     def _extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        x = F.interpolate(
-            images.float(), (SIDE, SIDE), mode="bicubic", align_corners=False, antialias=True
-        )
+        x = F.interpolate(images.float(), (SIDE, SIDE), mode="bicubic", align_corners=False, antialias=True)
         x = ((x / 255 - 0.5) / 0.5).contiguous(memory_format=torch.channels_last)
         x = self.net.forward_features(x)  # (B, 1280, 7, 7)
         pooled = self.net.forward_head(x, pre_logits=True)
@@ -164,9 +162,7 @@ def register() -> None:
 
         def forward(self, images: Tensor) -> tuple[Tensor, ...]:
             if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
-                raise ValueError(
-                    f"expected uint8 (B, 3, H, W), got {images.dtype} {tuple(images.shape)}"
-                )
+                raise ValueError(f"expected uint8 (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
             pooled, logits = self.net(images)
             found = {"pooled": pooled, "logits": logits}
             return tuple(found[name] for name in self.features_list)

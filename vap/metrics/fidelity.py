@@ -74,9 +74,7 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
     y = (y - mean_y) / math.sqrt(len(y) - 1)
     traces = x.square().sum() + y.square().sum()
     # X = QR: the orthonormal Q changes no singular value, and R is no larger than d x d
-    small_x, small_y = (
-        torch.linalg.qr(z, mode="r").R if z.shape[0] > z.shape[1] else z for z in (x, y)
-    )
+    small_x, small_y = (torch.linalg.qr(z, mode="r").R if z.shape[0] > z.shape[1] else z for z in (x, y))
     covariance = torch.linalg.svdvals(small_x @ small_y.T).sum()
     distance = (mean_x - mean_y).square().sum() + traces - 2 * covariance
     return float(distance.clamp(min=0))  # rounding leaves -1e-13 of equal sets

@@ -107,9 +107,7 @@ def load(folder: Path) -> Autoencoder:
     Raises:
         VapError: the folder is absent or holds no such network.
     """
-    expected = (
-        "a folder of diffusers' AutoencoderKL or AutoencoderTiny, or TAESD's two safetensors files"
-    )
+    expected = "a folder of diffusers' AutoencoderKL or AutoencoderTiny, or TAESD's two safetensors files"
     fix = "correct params.yaml: latents.path"
     if not folder.is_dir():
         raise VapError(folder, "no such folder", expected, fix)
@@ -144,9 +142,7 @@ def _taesd(folder: Path) -> Any:
     for part, shift in (("encoder", 0), ("decoder", 1)):
         file = folder / f"taesd_{part}.safetensors"
         if not file.is_file():
-            raise VapError(
-                file, "no such file", "TAESD's weights", "correct params.yaml: latents.path"
-            )
+            raise VapError(file, "no such file", "TAESD's weights", "correct params.yaml: latents.path")
         for key, value in load_file(file).items():
             number, rest = key.split(".", 1)
             state[f"{part}.layers.{int(number) - shift}.{rest}"] = value.float()

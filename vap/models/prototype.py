@@ -37,9 +37,7 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, prototypes: Tensor) -> Tensor:  # (B, L, D), (B, M, D) -> (B, L, D)
-        q, k, v = (
-            split_heads(f, self.heads) for f in (self.q(x), self.k(prototypes), self.v(prototypes))
-        )
+        q, k, v = (split_heads(f, self.heads) for f in (self.q(x), self.k(prototypes), self.v(prototypes)))
         return self.proj(merge_heads(F.scaled_dot_product_attention(q, k, v)))  # type: ignore[no-any-return]
 
 
@@ -110,9 +108,7 @@ class ReleasedPrototypeCondition(nn.Module):
     projections of its own, and its target q(x) is not detached.
     """
 
-    def __init__(
-        self, width: int, heads: int, num_classes: int, tokens: int, mlp_ratio: float = 4.0
-    ) -> None:
+    def __init__(self, width: int, heads: int, num_classes: int, tokens: int, mlp_ratio: float = 4.0) -> None:
         super().__init__()
         self.width, self.tokens, self.heads = width, tokens, heads
         self.prototypes = nn.Embedding(num_classes + 1, tokens * width)
@@ -140,9 +136,7 @@ class ReleasedPrototypeCondition(nn.Module):
         return x + self.z2(self.mlp(self.norm(x))), loss
 
 
-def prototype_condition(
-    kind: str, width: int, heads: int, num_classes: int, tokens: int
-) -> nn.Module:
+def prototype_condition(kind: str, width: int, heads: int, num_classes: int, tokens: int) -> nn.Module:
     """The PCM that `method.NAME.model.pcm` names: "paper" or "released"."""
     known: dict[str, type[nn.Module]] = {
         "paper": PrototypeCondition,

@@ -172,17 +172,13 @@ class UViT(nn.Module):
         if self.context_embed is not None:
             assert context is not None, "this network is conditioned on context tokens"
             S = context.shape[1]
-            if S > self.context_tokens:
-                raise ValueError(
-                    f"{S} context tokens; the network has positions for {self.context_tokens}"
-                )
+            if self.context_tokens < S:
+                raise ValueError(f"{S} context tokens; the network has positions for {self.context_tokens}")
             parts.append(self.context_embed(context.to(patches.dtype)))
             positions = self.pos_embed[:, : fixed + S]
             if mask is not None:
                 ones = mask.new_ones
-                attend = torch.cat([ones(B, fixed), mask, ones(B, self.num_patches)], dim=1)[
-                    :, None, None
-                ]
+                attend = torch.cat([ones(B, fixed), mask, ones(B, self.num_patches)], dim=1)[:, None, None]
         positions = torch.cat([positions, self.pos_embed[:, self.extras :]], dim=1)
         return torch.cat([*parts, patches], dim=1) + positions, attend
 

@@ -1,4 +1,4 @@
-"""The Class-Specific Prompt Bank (CSPB, paper §2.3): descriptions per class, memory-mapped, drawn at random."""
+"""The Class-Specific Prompt Bank (CSPB, paper §2.3): descriptions per class, drawn at random."""
 
 from __future__ import annotations
 
@@ -35,9 +35,7 @@ class PromptBank:
         self.row_of: dict[str, int] = {}
         members: dict[tuple[str, str], list[int]] = {}
         for row, entry in enumerate(self.file.rows(["ids", "labels", "splits"])):
-            for image, label, split in zip(
-                entry["ids"], entry["labels"], entry["splits"], strict=True
-            ):
+            for image, label, split in zip(entry["ids"], entry["labels"], entry["splits"], strict=True):
                 self.row_of[image] = row
                 members.setdefault((label, split), []).append(row)
         self._members: Mapping[tuple[str, str], npt.NDArray[np.int64]] = {

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from vap.artifacts import ArrowFile, atomic, canonical, provenance, work_folder
 from vap.captioning.client import Answer, ChatClient
-from vap.captioning.server import measured_describer
 from vap.captioning.questions import Questions, load_questions, questions_file
+from vap.captioning.server import measured_describer
 from vap.errors import VapError
 from vap.params import Params
 from vap.progress import Progress
@@ -65,9 +65,7 @@ def run(params: Params, dataset: str) -> Path:
     with work_folder(record) as work:
         with _server(params) as url:
             try:
-                t2, done = asyncio.run(
-                    _ask_all(params, url, questions, prepared, work / "answers.jsonl")
-                )
+                t2, done = asyncio.run(_ask_all(params, url, questions, prepared, work / "answers.jsonl"))
             except* VapError as group:  # the workers' errors come as a group; one line is enough
                 raise _first(group) from None
         _write(captions_path(dataset), prepared, t2, done, settings.model, questions.version, record)

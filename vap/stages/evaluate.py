@@ -139,9 +139,7 @@ def _check_sets(
             found = f"{value} for {settings.n} samples and {len(reference)} reference images"
             where = f"params.yaml: evaluate.{key}"
             raise VapError(where, found, f"{most} or less", "lower it, or measure more images")
-    ours, theirs = (
-        next(pixels(file, [row])).shape for file, row in ((samples, 0), (prepared, reference[0]))
-    )
+    ours, theirs = (next(pixels(file, [row])).shape for file, row in ((samples, 0), (prepared, reference[0])))
     if ours != theirs:
         found = f"images of {_size(ours)} pixels"
         expected = f"{_size(theirs)} as in {prepared.path}"

@@ -137,9 +137,7 @@ def _account_for_skipped(path: Path, root: Path, classes: Sequence[str]) -> None
     file = ArrowFile(path, "prepared")
     if not (notes := file.metadata["notes"]):
         return
-    print(
-        f"{root}: {len(notes)} unreadable images left out; the first: {notes[0]}", file=sys.stderr
-    )
+    print(f"{root}: {len(notes)} unreadable images left out; the first: {notes[0]}", file=sys.stderr)
     rows = list(zip(file.column("split"), file.column("label"), strict=True))
     require_training(root, rows, classes)
     with atomic(path) as part, pa.memory_map(str(path)) as mapped:

@@ -17,7 +17,7 @@ from vap.diffusion.guidance import guided
 from vap.diffusion.sampler import noise_of, sample
 from vap.diffusion.schedule import Schedule
 from vap.errors import VapError
-from vap.methods.base import DiffusionMethod, Shapes, load_method
+from vap.methods.base import Condition, DiffusionMethod, Shapes, load_method
 from vap.models import autoencoder
 from vap.models.autoencoder import Autoencoder
 from vap.params import MethodParams, Params, SampleParams
@@ -65,7 +65,6 @@ class Generator:
         self.autoencoder.net.to(device)
         self.device = device
 
-    @torch.inference_mode()
     def draw(
         self,
         indices: list[int],
@@ -87,15 +86,30 @@ class Generator:
             uint8 [B, H, W, 3].
         """
         B, s = len(indices), self.shapes
+        condition = condition_of(labels, prompts, bank)
+        null = null_of(B, s.num_classes, bank if prompts is not None else None)
+        return self.draw_from(indices, condition, null, settings, guidance_scale, seed)
+
+    @torch.inference_mode()
+    def draw_from(
+        self,
+        indices: list[int],
+        condition: Condition,
+        null: Condition,
+        settings: SampleParams,
+        guidance_scale: float,
+        seed: int,
+    ) -> np.ndarray:
+        """As `draw`, from a condition and its unconditional counterpart."""
+        s = self.shapes
         shape = (s.channels, s.size, s.size)
 
         def noise(draw: int) -> Tensor:
             return torch.stack([noise_of(seed, i, shape, draw) for i in indices]).to(self.device)
 
-        condition = condition_of(labels, prompts, bank).to(self.device)
-        null = null_of(B, s.num_classes, bank if prompts is not None else None).to(self.device)
+        predictor = self.method.predictor(self.net, condition.to(self.device), null.to(self.device))
         latents = sample(
-            guided(self.method.predictor(self.net, condition, null), guidance_scale),
+            guided(predictor, guidance_scale),
             self.schedule,
             noise(0),
             sampler=settings.sampler,

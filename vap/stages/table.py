@@ -63,7 +63,9 @@ def _row(params: Params, dataset: str, method: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise VapError(path, "no such file", "the metrics", "run the evaluate stage") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise VapError(path, f"no metrics ({error!r})", "the evaluate stage's JSON", "evaluate again") from None
+        raise VapError(
+            path, f"no metrics ({error!r})", "the evaluate stage's JSON", "evaluate again"
+        ) from None
     for name in ("fid", "isc_mean", "isc_std", "precision", "recall"):
         row[name] = f"{row[name]:.3f}"
     paper = TABLE1.get((dataset, method))
@@ -87,7 +89,10 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
         cells += [f"{row['n']} / {row['n_reference']}", str(row["seeds"])]
         cells += [row[name] or "–" for name in PAPER_COLUMNS] if with_paper else []
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", f"Features: {', '.join(features)}; reference: {', '.join(references)} split; n: samples / real."]
+    lines += [
+        "",
+        f"Features: {', '.join(features)}; reference: {', '.join(references)} split; n: samples / real.",
+    ]
     if features != ["inception"]:
         lines.append(
             "The distance, IS, precision and recall are measured in these features, not in Inception's:"

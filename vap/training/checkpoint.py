@@ -41,9 +41,7 @@ def load_optimizer_tensors(
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def save(
-    folder: Path, step: int, parts: dict[str, dict[str, Tensor]], state: dict[str, Any]
-) -> Path:
+def save(folder: Path, step: int, parts: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Path:
     """Write checkpoint `step` atomically and drop all but the newest few.
 
     Args:
@@ -57,9 +55,7 @@ def save(
         hashes = {}
         for name, tensors in parts.items():
             file = part / f"{name}.safetensors"
-            save_file(
-                {key: value.detach().contiguous().cpu() for key, value in tensors.items()}, file
-            )
+            save_file({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, file)
             hashes[name] = file_sha256(file)
         (part / "state.json").write_text(json.dumps({"step": step, "sha256": hashes, **state}))
     for old in sorted(folder.glob("step-*"))[:-KEEP]:

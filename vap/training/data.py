@@ -100,9 +100,7 @@ class LatentData:
         return Batch(x0, Condition(label, *self.bank.collate(prompts.tolist())), t, noise)
 
 
-def condition_of(
-    labels: list[int], prompts: list[int] | None, bank: PromptBank | None
-) -> Condition:
+def condition_of(labels: list[int], prompts: list[int] | None, bank: PromptBank | None) -> Condition:
     """The condition of given class indices and rows of the prompt bank, for sampling."""
     label = torch.tensor(labels)
     if bank is None or prompts is None:

@@ -1,0 +1,85 @@
+"""Draw a few images from a trained model: a class, and a sentence of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vap.artifacts import atomic
+from vap.datasets.images import encode
+from vap.errors import VapError
+from vap.methods.base import Condition
+from vap.params import Params
+from vap.prompts.bank import PromptBank
+from vap.prompts.encoders import TextEncoder
+from vap.stages.common import bank_path, set_up_torch
+from vap.stages.sample import Generator
+from vap.training.data import null_of
+
+COLUMNS = 8
+
+
+def draw(
+    params: Params,
+    dataset: str,
+    method: str,
+    label: str,
+    text: str | None,
+    n: int,
+    target: Path,
+    seed: int,
+) -> list[str | None]:
+    """Write n images of class `label` as one PNG, in rows of eight.
+
+    Args:
+        text: the description of all of them; None draws one from the class's bank for each.
+        target: the PNG.
+        seed: image i depends on (seed, i) alone.
+
+    Returns:
+        the description of each image; None for methods that use none.
+
+    Raises:
+        VapError: no such class, or the method uses no description.
+    """
+    device = set_up_torch(params.compute)
+    generator = Generator(dataset, method, device)
+    if label not in generator.classes:
+        raise VapError("--label", repr(label), f"one of {', '.join(generator.classes)}", "name one")
+    c = generator.classes.index(label)
+    labels = torch.full((n,), c)
+    texts: list[str | None] = [None] * n
+    condition, bank = Condition(labels), None
+    if generator.method.kind == "prompts":
+        bank = PromptBank(bank_path(dataset))
+        if text is None:
+            rows = [bank.draw(label, np.random.default_rng([seed, 11, i])) for i in range(n)]
+            condition = Condition(labels, *bank.collate(rows))
+            texts = [bank.text(row) for row in rows]
+        else:
+            encoder = TextEncoder(bank.file.metadata["encoder"], bank.max_tokens, device)
+            tokens = torch.from_numpy(encoder.encode([text])[0].tokens).float()  # (S, width)
+            context = tokens.expand(n, *tokens.shape)
+            condition = Condition(labels, context, torch.ones(n, len(tokens), dtype=torch.bool))
+            texts = [text] * n
+    elif text is not None:
+        raise VapError(f"--text with {method}", "a description", "a method that uses one", "leave --text out")
+    images = list(
+        generator.draw_from(
+            list(range(n)),
+            condition,
+            null_of(n, len(generator.classes), bank),
+            params.sample,
+            params.method[method].sample.guidance_scale,
+            seed,
+        )
+    )
+    columns = min(COLUMNS, n)
+    while len(images) % columns:
+        images.append(np.full_like(images[0], 255))
+    page = [np.concatenate(images[i : i + columns], axis=1) for i in range(0, len(images), columns)]
+    with atomic(target) as part:
+        part.write_bytes(encode(np.concatenate(page, axis=0)))
+    return texts
