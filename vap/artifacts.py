@@ -7,6 +7,7 @@ metadata holds `vap.kind` and `vap.provenance`, the record of what made the file
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -157,6 +158,23 @@ def write_json(path: Path, data: Any) -> None:
         part.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def write_safetensors(path: Path, tensors: Mapping[str, Any]) -> None:
+    """torch tensors to a safetensors file, on the CPU and contiguous.
+
+    Raises:
+        OSError: the disk is full (safetensors has an error of its own for that).
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file({name: value.detach().contiguous().cpu() for name, value in tensors.items()}, path)
+    except SafetensorError as error:
+        if "os error 28" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+        raise
+
+
 @contextlib.contextmanager
 def work_folder(record: Mapping[str, Any], keep: bool = False) -> Iterator[Path]:
     """The folder of a run's unfinished state, named by what makes the run; removed when it ends well,
@@ -168,6 +186,9 @@ def work_folder(record: Mapping[str, Any], keep: bool = False) -> Iterator[Path]
     key = hashlib.sha256(canonical(record).encode()).hexdigest()[:16]
     folder = WORK / record["stage"] / "-".join([*record["item"], key])
     folder.mkdir(parents=True, exist_ok=True)
+    if int(os.environ.get("RANK", "0")):  # of `accelerate launch`: the first process holds the lock for all
+        yield folder
+        return
     lock = folder.parent / f"{folder.name}.lock"
     with lock.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -250,20 +271,21 @@ class ArrowFile:
         if not path.exists():
             raise VapError(path, "no such file", f"the {kind} artefact", remake)
         try:
-            self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
-            metadata = self._reader.schema.metadata or {}
-            self._batches = [self._reader.get_batch(i) for i in range(self._reader.num_record_batches)]
-        except (pa.ArrowInvalid, OSError) as error:
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            schema, metadata = reader.schema, reader.schema.metadata or {}
+            found = metadata.get(b"vap.kind", b"").decode() or "an Arrow file of another program"
+            names = schema.names
+            self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+            self.metadata: dict[str, Any] = {
+                key.decode().removeprefix("vap."): json.loads(value)
+                for key, value in metadata.items()
+                if key.startswith(b"vap.") and key != b"vap.kind"
+            }
+        except (pa.ArrowException, ValueError, OSError) as error:
             raise VapError(path, f"no readable Arrow file ({error})", f"a {kind} artefact", remake) from None
-        found = metadata.get(b"vap.kind", b"").decode() or "an Arrow file of another program"
-        if found != kind or not self._reader.schema.equals(SCHEMAS[kind], check_metadata=False):
-            what = found if found != kind else f"{kind} columns {self._reader.schema.names}"
+        if found != kind or not schema.equals(SCHEMAS[kind], check_metadata=False):
+            what = found if found != kind else f"{kind} columns {names}"
             raise VapError(path, what, f"a {kind} artefact with {SCHEMAS[kind].names}", remake)
-        self.metadata: dict[str, Any] = {
-            key.decode().removeprefix("vap."): json.loads(value)
-            for key, value in metadata.items()
-            if key.startswith(b"vap.") and key != b"vap.kind"
-        }
         self._starts = np.cumsum([0] + [batch.num_rows for batch in self._batches])
 
     def __len__(self) -> int:

@@ -175,9 +175,10 @@ def main() -> None:
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(143)
-    except KeyboardInterrupt:
-        print("interrupted; the next run goes on from here", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == 130:  # typer's answer to Ctrl-C
+            print("interrupted; the next run goes on from here", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ and an unknown, missing or mistyped key is one clear line.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -208,6 +209,9 @@ def first_problem(error: ValidationError) -> tuple[str, str, str]:
     if problem["type"] == "missing":
         return key, "no such key", "a value"
     expected = problem["msg"].removeprefix("Value error, ")
+    if isinstance(problem["input"], str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", problem["input"]):
+        mantissa, exponent = problem["input"].lower().split("e")
+        expected += f" (YAML reads this as text; write {mantissa}.0e{exponent})"
     found = "these values" if isinstance(problem["input"], dict) else repr(problem["input"])
     return key, found, expected[:1].lower() + expected[1:]
 

@@ -253,7 +253,6 @@ def test_noise_is_standard_normal() -> None:
     assert float(pooled.std()) == pytest.approx(1, abs=0.015)
 
 
-@pytest.mark.xfail(strict=True, reason="draw 0 and a training step share their random source")
 def test_noise_is_not_that_of_a_training_step() -> None:
     from vap.training.data import step_generator
 

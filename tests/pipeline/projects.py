@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,7 @@ class Project:
             text=True,
             start_new_session=True,
         )
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while not flag.exists():
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < end
@@ -157,9 +157,9 @@ class Project:
             section[last] = value
         (self.root / "params.yaml").write_text(yaml.safe_dump(data, sort_keys=False), "utf-8")
 
-    def append(self, file: str, text: str) -> None:
-        with (self.root / file).open("a", encoding="utf-8") as handle:
-            handle.write(text)
+    def record(self) -> Any:
+        """What dvc.lock says."""
+        return yaml.safe_load((self.root / "dvc.lock").read_text("utf-8"))
 
     def outs(self) -> dict[str, bytes]:
         """Path to content of all that the pipeline has made."""

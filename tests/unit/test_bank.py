@@ -302,7 +302,6 @@ def test_a_folder_that_is_no_encoder_is_one_line(tmp_path: Path) -> None:
         TextEncoder(str(tmp_path), 48)
 
 
-@pytest.mark.xfail(strict=True, reason="SafetensorError is not caught")
 def test_damaged_weights_are_one_line(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(encoder_folder("minilm"), tmp_path / "minilm"))
     weights = folder / "model.safetensors"

@@ -71,9 +71,7 @@ def folder(root: Path) -> FolderSource:
 # ── isic2018 ────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_isic_official_split_order_and_lesions(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_isic_official_split_order_and_lesions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source: Source = Isic2018Source(isic(tmp_path / "isic2018"))
     assert source.classes == CLASSES
     assert [item.id for item in source.items] == [f"ISIC_{i:07d}" for i in range(1, 22)]
@@ -295,9 +293,7 @@ def test_read_turns_as_exif_says(tmp_path: Path) -> None:
 
 def png(width: int, height: int) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")

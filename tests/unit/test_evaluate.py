@@ -34,9 +34,7 @@ def extractor() -> Any:
 
 
 @pytest.fixture(autouse=True)
-def project(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extractor: Any
-) -> Iterator[pytest.MonkeyPatch]:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extractor: Any) -> Iterator[pytest.MonkeyPatch]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(evaluate, "load_extractor", lambda *_: extractor)  # load it once
     threads = torch.get_num_threads()
@@ -203,7 +201,7 @@ def test_absent_and_foreign_files() -> None:
 
 def test_too_few_images() -> None:
     prepared("train " * 4 + "test "), samples(5)
-    refused(str(SAMPLES), "5 samples (sample.n: 400)", "evaluate.n: 6")
+    refused(str(SAMPLES), "5 samples (sample.n: 256)", "evaluate.n: 6")
     samples(8)
     refused("1 images of split test", reference="test")
     refused("evaluate.neighbours", "4 for 6 samples and 4 reference", "3 or less", neighbours=4)

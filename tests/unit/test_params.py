@@ -102,7 +102,6 @@ def test_a_whole_number_is_a_number() -> None:
     assert parse(changed("caption.timeout", 60)).caption.timeout == 60.0
 
 
-@pytest.mark.xfail(strict=True, reason="the line does not say that YAML reads 1e-4 as text")
 def test_a_number_that_yaml_reads_as_text_is_told_how_to_write() -> None:
     data = yaml.safe_load("lr: 1e-4")
     assert data == {"lr": "1e-4"}  # YAML 1.1 wants the dot
@@ -140,7 +139,7 @@ def test_no_file_says_where_to_get_one(tmp_path: Path) -> None:
     [
         ("uvit.model.widht", 3, "method.uvit.model.widht: found an unknown key"),
         ("uvit.model.width", "wide", "method.uvit.model.width: found 'wide'"),
-        ("uvit.model.heads", 3, "'width' 128 must be a multiple of 'heads' 3"),
+        ("uvit.model.heads", 3, "must be a multiple of 'heads' 3"),
         ("uvit.model.depth", MISSING, "method.uvit.model.depth: found no such key"),
         ("uvit.train.alpha", 1.0, "method.uvit.train.alpha: found an unknown key"),
         ("vap.train.alpha", MISSING, "method.vap.train.alpha: found no such key"),
@@ -252,7 +251,11 @@ def test_what_a_user_can_mend_is_one_line_and_status_2(
         (OSError(errno.ENOSPC, "No space left on device", "x.arrow"), 2, "error: x.arrow: found No"),
         (OSError(errno.ENOSPC, "Error writing bytes"), 2, "error: disk: found Error writing bytes"),
         (PermissionError(errno.EACCES, "Permission denied", "data"), 2, "error: data: found Perm"),
-        (KeyboardInterrupt(), 130, "interrupted; the next run goes on from here"),
+        pytest.param(
+            KeyboardInterrupt(),
+            130,
+            "interrupted; the next run goes on from here",
+        ),
         (Stopped("train: stopped at step 5"), 143, "train: stopped at step 5"),
     ],
 )

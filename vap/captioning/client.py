@@ -50,7 +50,15 @@ class ChatClient:
     ) -> None:
         self.url, self.model = url.rstrip("/"), model
         self._body = {"model": model, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-        key = os.environ.get(KEY_VARIABLE)
+        self._key = os.environ.get(KEY_VARIABLE, "").strip()
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise VapError(
+                f"{KEY_VARIABLE} for {self.url}",
+                "other than printable ASCII characters",
+                "a key",
+                "set it again",
+            )
+        key = self._key
         self._http = httpx.AsyncClient(
             timeout=timeout,
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -64,6 +72,10 @@ class ChatClient:
     async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
 
+    def _clean(self, text: str) -> str:
+        """A server may repeat the key; no line of ours does."""
+        return text.replace(self._key, "***") if self._key else text
+
     async def ask(self, messages: list[Message]) -> Answer:
         """One answer; transient failures and empty answers are tried again.
 
@@ -76,8 +88,15 @@ class ChatClient:
                 response = await self._http.post(
                     f"{self.url}/chat/completions", json={**self._body, "messages": messages}
                 )
+            except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError) as error:
+                raise VapError(
+                    "params.yaml: caption.server",
+                    self._clean(f"{self.url} ({error})"),
+                    "http://HOST:PORT/v1",
+                    "correct it",
+                ) from None
             except httpx.TransportError as error:
-                last = f"{type(error).__name__} {error}".strip()
+                last = self._clean(f"{type(error).__name__} {error}".strip())
             else:
                 if response.status_code == 200:
                     answer = _answer(response)
@@ -88,11 +107,11 @@ class ChatClient:
                     if empty > EMPTY_RETRIES:
                         break
                 elif response.status_code in TRANSIENT:
-                    last = f"HTTP {response.status_code} ({_message(response)})"
+                    last = f"HTTP {response.status_code} ({self._clean(_message(response))})"
                 else:
                     raise VapError(
                         self.url,
-                        f"HTTP {response.status_code} ({_message(response)})",
+                        f"HTTP {response.status_code} ({self._clean(_message(response))})",
                         "an answer",
                         "check caption.server and caption.model"
                         + (f", and {KEY_VARIABLE}" if response.status_code in (401, 403) else ""),

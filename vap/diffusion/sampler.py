@@ -28,7 +28,7 @@ def noise_of(seed: int, index: int, shape: Sequence[int], draw: int = 0) -> Tens
         shape: of the noise, e.g. (C, H, W).
         draw: 0 is the initial noise; an ancestral sampler's step k uses k.
     """
-    state = np.random.SeedSequence([seed, index, draw]).generate_state(2, np.uint64)
+    state = np.random.SeedSequence([seed, 12, index, draw]).generate_state(2, np.uint64)
     generator = torch.Generator().manual_seed(int(state[0]) & (2**63 - 1))
     return torch.randn(tuple(shape), generator=generator)
 

@@ -38,9 +38,10 @@ class Schedule:
             t: any shape, whole or fractional.
 
         Returns:
-            two float64 tensors of that shape.
+            two float64 tensors of that shape, on the CPU.
         """
-        log_alpha_bar = self.alpha_bar.log().to(t.device)
+        t = t.cpu()  # float64, which not every device has
+        log_alpha_bar = self.alpha_bar.log()
         low = t.floor().long().clamp(0, self.timesteps - 1)
         weight = t.double() - low
         log = torch.lerp(log_alpha_bar[low], log_alpha_bar[low + 1], weight)
@@ -48,5 +49,5 @@ class Schedule:
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, for x_0 (B, C, H, W) and t (B,)."""
-        alpha, sigma = (v.to(x0.dtype)[:, None, None, None] for v in self.alpha_sigma(t))
+        alpha, sigma = (v.to(x0)[:, None, None, None] for v in self.alpha_sigma(t))
         return alpha * x0 + sigma * noise

@@ -133,6 +133,8 @@ def load_method(name: str, params: Mapping[str, MethodParams]) -> DiffusionMetho
             "one module a method",
             "correct the name",
         ) from None
+    if not hasattr(module, "Method"):
+        raise VapError(f"vap/methods/{name}.py", "no class Method", "one", "name a method's module")
     cls: type[DiffusionMethod[Any]] = module.Method
     entry, place = params[name], f"params.yaml: method.{name}"
     parts: list[Any] = []

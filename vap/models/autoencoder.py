@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from vap.errors import VapError
@@ -40,6 +41,10 @@ class Autoencoder(ABC):
     def save(self, folder: Path) -> None:
         """Write the network in diffusers' layout (config.json and safetensors)."""
         self.net.save_pretrained(folder)  # type: ignore[operator]
+        file = folder / "config.json"
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)  # where it was loaded from is not what it is
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 class KL(Autoencoder):
@@ -111,21 +116,29 @@ def load(folder: Path) -> Autoencoder:
     fix = "correct params.yaml: latents.path"
     if not folder.is_dir():
         raise VapError(folder, "no such folder", expected, fix)
-    if (folder / "taesd_encoder.safetensors").is_file() and not (folder / "config.json").is_file():
-        return Tiny(_taesd(folder))
     try:
-        name = json.loads((folder / "config.json").read_text())["_class_name"]
+        if (folder / "taesd_encoder.safetensors").is_file() and not (folder / "config.json").is_file():
+            return Tiny(_taesd(folder))
+        name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
         if name == "AutoencoderKL":
             from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-            return KL(AutoencoderKL.from_pretrained(folder, local_files_only=True))
+            return KL(_pretrained(AutoencoderKL, folder))
         if name == "AutoencoderTiny":
             from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 
-            return Tiny(AutoencoderTiny.from_pretrained(folder, local_files_only=True))
-    except (OSError, KeyError, ValueError) as error:
+            return Tiny(_pretrained(AutoencoderTiny, folder))
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise VapError(folder, f"no loadable autoencoder ({error})", expected, fix) from None
     raise VapError(folder, f"a {name}", expected, fix)
+
+
+def _pretrained(cls: Any, folder: Path) -> Any:
+    """A diffusers network from a folder; refused where a tensor is missing, which diffusers would make up."""
+    net, info = cls.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    if info["missing_keys"]:
+        raise ValueError(f"no tensor {info['missing_keys'][0]} and {len(info['missing_keys']) - 1} more")
+    return net
 
 
 def _taesd(folder: Path) -> Any:
@@ -143,10 +156,17 @@ def _taesd(folder: Path) -> Any:
         file = folder / f"taesd_{part}.safetensors"
         if not file.is_file():
             raise VapError(file, "no such file", "TAESD's weights", "correct params.yaml: latents.path")
-        for key, value in load_file(file).items():
+        try:
+            tensors = load_file(file)
+        except SafetensorError as error:
+            raise ValueError(f"{file.name}: {error}") from None
+        for key, value in tensors.items():
             number, rest = key.split(".", 1)
             state[f"{part}.layers.{int(number) - shift}.{rest}"] = value.float()
     net = AutoencoderTiny()
+    wanted = {key: value.shape for key, value in net.state_dict().items()}
+    if wanted != {key: value.shape for key, value in state.items()}:
+        raise ValueError("taesd_*.safetensors do not hold TAESD's tensors")
     net.load_state_dict(state)
     return net
 

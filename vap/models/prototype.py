@@ -42,11 +42,15 @@ class CrossAttention(nn.Module):
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over real tokens of (B, L, D); `mask` is the attention mask (B, 1, 1, L) or None."""
+    """Mean over images of each image's mean over its real tokens, for values (B, L, D).
+
+    A mean of means, so that splitting a batch over processes does not change it. `mask` is the attention
+    mask (B, 1, 1, L) or None.
+    """
     if mask is None:
         return values.mean()
     weight = mask[:, 0, 0, :, None].to(values.dtype)
-    return (values * weight).sum() / (weight.sum() * values.shape[-1])
+    return ((values * weight).sum((1, 2)) / (weight.sum((1, 2)) * values.shape[-1])).mean()
 
 
 class PrototypeCondition(nn.Module):

@@ -49,12 +49,13 @@ class TextEncoder:
                 "minilm, or the local folder of a Hugging Face text encoder",
                 "correct the path",
             )
+        from safetensors import SafetensorError
         from transformers import AutoModel, AutoTokenizer
 
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             self.model = AutoModel.from_pretrained(folder, local_files_only=True).eval().to(device)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise VapError(
                 folder,
                 f"no loadable text encoder ({error})",

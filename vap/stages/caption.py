@@ -53,8 +53,9 @@ def run(params: Params, dataset: str) -> Path:
         (dataset,),
         params={
             "seed": params.seed,
-            # how many at once and how patiently changes no answer
-            "caption": settings.model_dump(exclude={"concurrency", "timeout"}),
+            # where, how many at once and how patiently changes no answer; a resumed run may ask elsewhere
+            "caption": settings.model_dump(exclude={"server", "concurrency", "timeout"}),
+            "by": "measured" if settings.server == "measured" else "http",
             "modality": modality,
         },
         inputs={"prepared": prepared.path, "questions": questions_file(modality)},

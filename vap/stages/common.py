@@ -61,7 +61,8 @@ def set_up_torch(compute: ComputeParams) -> torch.device:
     import torch
 
     torch.set_num_threads(compute.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # what torch.use_deterministic_algorithms does, without its import of the compiler: 3 s a process
+    torch._C._set_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time and changes no result
     there = {
         "cpu": True,

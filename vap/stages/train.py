@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
-from vap.artifacts import ArrowFile, atomic, provenance, work_folder, write_json
+from vap.artifacts import ArrowFile, atomic, provenance, work_folder, write_json, write_safetensors
 from vap.diffusion.schedule import Schedule
 from vap.errors import VapError
 from vap.methods.base import Shapes, load_method
@@ -80,9 +79,11 @@ def run(params: Params, dataset: str, method: str) -> Path:
             device=str(device),
             label=f"train {dataset} {method}",
         )
+        if int(os.environ.get("RANK", "0")):
+            return model_path(dataset, method)  # the first process writes
         with atomic(model_path(dataset, method)) as part:
             part.mkdir(parents=True)
-            save_file(trained.ema, part / "model.safetensors")
+            write_safetensors(part / "model.safetensors", trained.ema)
             write_log(part / "train.csv", trained.log)
             write_json(
                 part / "config.json",

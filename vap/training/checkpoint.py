@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vap.artifacts import atomic, file_sha256
+from vap.artifacts import atomic, file_sha256, write_safetensors
 
 KEEP = 2  # newest checkpoints
 
@@ -55,7 +55,7 @@ def save(folder: Path, step: int, parts: dict[str, dict[str, Tensor]], state: di
         hashes = {}
         for name, tensors in parts.items():
             file = part / f"{name}.safetensors"
-            save_file({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, file)
+            write_safetensors(file, tensors)
             hashes[name] = file_sha256(file)
         (part / "state.json").write_text(json.dumps({"step": step, "sha256": hashes, **state}))
     for old in sorted(folder.glob("step-*"))[:-KEEP]:

@@ -124,9 +124,8 @@ def train(
             with accelerator.autocast():
                 loss, logs = method.loss(wrapped, now, schedule)
             accelerator.backward(loss)
-            norm = torch.tensor(math.nan)
-            if shared.grad_clip is not None:
-                norm = accelerator.clip_grad_norm_(net.parameters(), shared.grad_clip)
+            limit = math.inf if shared.grad_clip is None else shared.grad_clip
+            norm = accelerator.clip_grad_norm_(net.parameters(), limit)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             done += 1
@@ -141,7 +140,7 @@ def train(
                 info = ", ".join(f"{key} {value:.4f}" for key, value in row.items())
             progress.advance(1, info)
             if done < own.steps and (done % shared.checkpoint_every == 0 or stop.raised):
-                if not math.isfinite(loss.item()):
+                if not (math.isfinite(loss.item()) and math.isfinite(float(norm))):
                     _not_finite(label, done, folder)
                 if accelerator.is_main_process:
                     save()
