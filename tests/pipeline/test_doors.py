@@ -127,18 +127,18 @@ def test_a_stage_that_breaks_under_dvc(fresh: Project) -> None:
 
 
 @pytest.mark.parametrize(
-    ("door", "key", "value", "stages"),
+    ("key", "value", "stages"),
     [
-        (by_snakemake, "method.vap.sample.guidance_scale", 3.0, SAMPLE_VAP),
-        (by_dvc, "caption.questions", 2, {"caption", "encode"} | VAP | PAGES),
+        ("method.vap.sample.guidance_scale", 3.0, SAMPLE_VAP),
+        ("caption.questions", 2, {"caption", "encode"} | VAP | PAGES),
     ],
 )
 def test_an_edited_setting_runs_what_depends_on_it(
-    built: Project, door: Door, key: str, value: Any, stages: set[str]
+    built: Project, key: str, value: Any, stages: set[str]
 ) -> None:
     before = built.outs()
     built.edit_params({key: value})
-    door(built)
+    by_dvc(built)
     assert built.calls() == stages
     assert built.outs() != before
     built.git("checkout", "params.yaml")
@@ -172,15 +172,15 @@ def test_edited_code_runs_what_declares_it(built: Project, door: Door, file: str
 def test_an_old_commit_has_its_results_through_either_door(built: Project) -> None:
     old = built.outs()
     built.edit_params({"evaluate.n": 7})
-    by_dvc(built)
+    by_snakemake(built)
     assert built.calls() == MEASURE
     built.commit()
     new = built.outs()
     built.git("checkout", "-q", "HEAD~1")
-    by_snakemake(built)
+    by_dvc(built)
     assert built.outs() == old
     built.git("checkout", "-q", "main")
-    by_dvc(built)
+    by_snakemake(built)
     assert built.outs() == new != old
     assert built.calls() == set()
     assert built.git("status", "--porcelain") == ""
@@ -276,7 +276,7 @@ def test_no_git_repository(fresh: Project) -> None:
     refused(fresh.snakemake(), ".git", "no git repository")
 
 
-@pytest.mark.parametrize("missing", ["dvc", "git", "vap"])
+@pytest.mark.parametrize("missing", ["dvc", "git"])
 def test_a_program_is_missing(fresh: Project, tmp_path: Path, missing: str) -> None:
     """PATH has the other programs alone, and Python is started from a folder without them."""
     folder = tmp_path / "few/bin"
