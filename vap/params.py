@@ -188,6 +188,9 @@ class Params(Section):
                 raise ValueError(f"{kind} names one twice: {names}")
             if unknown := [name for name in names if name not in known]:
                 raise ValueError(f"{kind} names {unknown[0]!r}, which has no entry under {kind[:-1]}")
+        items = [f"{dataset}-{method}" for dataset in self.datasets for method in self.methods]
+        if clash := sorted({item for item in items if items.count(item) > 1}):
+            raise ValueError(f"two stages would both be named {clash[0]!r}: rename a dataset or a method")
         kinds = [name for names in self.learns_from.values() for name in names]
         if sorted(kinds) != sorted(self.methods):
             raise ValueError(

@@ -296,3 +296,12 @@ def test_profile_writes_params_yaml(
     with pytest.raises(SystemExit):
         cli.main()
     assert capsys.readouterr().out.split() == [path.stem for path in PROFILES]
+
+
+def test_names_that_make_one_stage_name_are_refused() -> None:
+    data = demo()
+    data["dataset"] |= {name: data["dataset"]["phantom-isic2018"] for name in ("a", "a-uvit")}
+    data["method"]["uvit-vap"] = data["method"]["uvit"]
+    data["datasets"], data["methods"] = ["a", "a-uvit"], ["vap", "uvit-vap"]
+    data["learns_from"] = {"latents": ["uvit-vap"], "prompts": ["vap"]}
+    assert "'a-uvit-vap'" in problem(data)
