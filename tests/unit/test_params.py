@@ -300,7 +300,7 @@ def test_profile_writes_params_yaml(
 
 def test_names_that_make_one_stage_name_are_refused() -> None:
     data = demo()
-    data["dataset"] |= {name: data["dataset"]["phantom-isic2018"] for name in ("a", "a-uvit")}
+    data["dataset"] |= dict.fromkeys(("a", "a-uvit"), data["dataset"]["phantom-isic2018"])
     data["method"]["uvit-vap"] = data["method"]["uvit"]
     data["datasets"], data["methods"] = ["a", "a-uvit"], ["vap", "uvit-vap"]
     data["learns_from"] = {"latents": ["uvit-vap"], "prompts": ["vap"]}
