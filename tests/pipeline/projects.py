@@ -204,4 +204,12 @@ def stand_in(folder: Path) -> Path:
 def stop(process: subprocess.Popen[str], how: signal.Signals) -> str:
     """Send `how` to the whole process group, as a terminal or a batch system does; its last words."""
     os.killpg(process.pid, how)
-    return ANSI.sub("", process.communicate(timeout=60)[0])
+    words = ANSI.sub("", process.communicate(timeout=60)[0])
+    gone = time.monotonic() + 30
+    while time.monotonic() < gone:  # dvc refuses, rightly, while another that holds its lock is there
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            break
+        time.sleep(0.05)
+    return words
