@@ -7,15 +7,16 @@ that knows DVC.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
+import operator
 import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def mark(stages: Iterable[str], stale: set[str]) -> None:
             os.utime(file, (0, 0))
 
 
-@cache
+@functools.cache
 def record() -> Mapping[str, Any]:
     """The stages of dvc.yaml as they are written, before their matrices are filled in."""
     stages: Mapping[str, Any] = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -93,13 +94,11 @@ def code(stage: str, **item: str) -> list[str]:
 
 def settings(config: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     """The values of params.yaml under dotted keys."""
-    found: dict[str, Any] = {}
-    for key in keys:
-        value: Any = config
-        for part in key.split("."):
-            value = value[part]
-        found[key] = value
-    return found
+    return {key: _value(config, key) for key in keys}
+
+
+def _value(config: Mapping[str, Any], key: str) -> Any:
+    return functools.reduce(operator.getitem, key.split("."), config)
 
 
 def stage_names(config: Mapping[str, Any]) -> list[str]:
@@ -107,7 +106,7 @@ def stage_names(config: Mapping[str, Any]) -> list[str]:
     names = []
     for stage, entry in record().items():
         matrix = [
-            settings(config, value.removeprefix("${").removesuffix("}")).popitem()[1]
+            _value(config, value.removeprefix("${").removesuffix("}"))
             for value in entry.get("matrix", {}).values()
         ]
         names += [f"{stage}@{'-'.join(item)}" if item else stage for item in itertools.product(*matrix)]

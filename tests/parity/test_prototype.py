@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from networks import authors_uvit
 from torch import Tensor, nn
 
 from vap.diffusion.schedule import Schedule
@@ -17,7 +18,6 @@ from vap.models.prototype import (
     masked_mean,
     recon_share,
 )
-from vap.models.uvit import UViT
 
 SHAPES = Shapes(size=8, channels=3, num_classes=4, context_dim=6, context_tokens=5)
 MODEL = {
@@ -206,17 +206,8 @@ def test_recon_share_is_1_where_the_prototypes_say_nothing() -> None:
 
 def test_released_size_is_the_authors() -> None:
     """64,998,564 parameters in their code, which has layer norms that nothing uses."""
+    uvit = authors_uvit()
     with torch.device("meta"):
-        uvit = UViT(
-            size=32,
-            channels=4,
-            patch=2,
-            width=512,
-            depth=16,
-            heads=8,
-            context_dim=768,
-            context_tokens=256,
-        )
         pcm = ReleasedPrototypeCondition(512, 8, 7, 512)
     total = sum(p.numel() for m in (uvit, pcm) for p in m.parameters())
     assert 0 <= 64_998_564 - total <= 2 * 1024

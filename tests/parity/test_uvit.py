@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from networks import authors_uvit
 from torch import Tensor, nn
 
 from vap.models.uvit import Attention, PatchEmbed, UViT, timestep_embedding
@@ -62,17 +63,7 @@ def test_class_conditional_sizes(width: int, depth: int, heads: int, millions: f
 
 
 def test_text_conditional_size_and_tokens() -> None:
-    with torch.device("meta"):
-        net = UViT(
-            size=32,
-            channels=4,
-            patch=2,
-            width=512,
-            depth=16,
-            heads=8,
-            context_dim=768,
-            context_tokens=256,
-        )
+    net = authors_uvit()
     assert round(parameters(net) / 1e6, 1) == 58.4
     assert net.pos_embed.shape[1] == 1 + 256 + 256  # time, text, patches: 513
 

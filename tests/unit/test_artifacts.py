@@ -342,6 +342,19 @@ def large_part(span: range) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist(rows, schema=SCHEMAS["latents"])
 
 
+def refused(
+    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> list[str]:
+    """The lines on standard error of `vap prepare`, whose stage is `run` and fails."""
+    monkeypatch.setattr("vap.stages.prepare.run", run)
+    monkeypatch.setattr(cli, "_params", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["vap", "prepare", "own"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+    return capsys.readouterr().err.splitlines()
+
+
 def test_a_full_disk_is_one_line_and_keeps_the_finished_parts(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -350,13 +363,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_finished_parts(
     def run(*_: object) -> None:
         build(large_part)
 
-    monkeypatch.setattr("vap.stages.latents.run", run)
-    monkeypatch.setattr(cli, "_params", lambda *_: None)
-    monkeypatch.setattr(sys, "argv", ["vap", "latents", "own"])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    assert caught.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
+    lines = refused(run, monkeypatch, capsys)
     assert "No space left on device" in lines[-1]
     assert "finished parts are kept" in lines[-1]
     assert not list(small_disk.rglob("*.part"))
@@ -374,13 +381,7 @@ def test_a_full_disk_at_a_checkpoint_is_one_line(
     def run(*_: object) -> None:
         checkpoint.save(small_disk / "c", 1, {"model": {"w": torch.zeros(10**6)}}, {})
 
-    monkeypatch.setattr("vap.stages.prepare.run", run)
-    monkeypatch.setattr(cli, "_params", lambda *_: None)
-    monkeypatch.setattr(sys, "argv", ["vap", "prepare", "own"])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    assert caught.value.code == 2
-    assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
+    assert "No space left on device" in refused(run, monkeypatch, capsys)[-1]
     assert not leftovers(small_disk / "c")
 
 
