@@ -46,6 +46,7 @@ def main(names: list[str]) -> int:
             "ratio": result.ratio,
             "unit": result.unit,
             "machine": machine(),
+            **result.details,
         }
         out.write_text(json.dumps(row, indent=2) + "\n")
     return 0

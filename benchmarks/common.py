@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+LOWER_IS_BETTER = ("s", "MB")
 
 
 @dataclass(frozen=True)
@@ -13,17 +19,19 @@ class Result:
 
     Attributes:
         ours, reference: in `unit`.
-        unit: a rate ("img/s": higher is better) or a time ("s": lower is better).
+        unit: a rate ("img/s": higher is better), or a time or size ("s", "MB": lower is better).
+        details: further numbers, for the JSON file.
     """
 
     ours: float
     reference: float
     unit: str
+    details: Mapping[str, float | str] = field(default_factory=dict)
 
     @property
     def ratio(self) -> float:
         """Above 1 where ours is better."""
-        if self.unit == "s":
+        if self.unit in LOWER_IS_BETTER:
             return self.reference / self.ours
         return self.ours / self.reference
 
@@ -37,3 +45,48 @@ def best_time(work: Callable[[], object], repeats: int = 5) -> float:
         work()
         times.append(time.perf_counter() - start)
     return min(times)
+
+
+def side_by_side(works: Sequence[Callable[[], object]], repeats: int, warm: bool = True) -> list[float]:
+    """Seconds of the fastest call of each, the works taking turns so that all see the same machine."""
+    if warm:
+        for work in works:
+            work()
+    best = [float("inf")] * len(works)
+    for _ in range(repeats):
+        for i, work in enumerate(works):
+            start = time.perf_counter()
+            work()
+            best[i] = min(best[i], time.perf_counter() - start)
+    return best
+
+
+def synchronized(work: Callable[[], object], device: torch.device) -> Callable[[], None]:
+    """`work` and, on a GPU, the wait for it."""
+    import torch
+
+    def whole() -> None:
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return whole
+
+
+def counted_flops(work: Callable[[], object]) -> float:
+    """Floating-point operations of the matrix products, convolutions and attentions of one call."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
+        work()
+    return float(counter.get_total_flops())
+
+
+def peak_flops(device: torch.device) -> float:
+    """Floating-point operations a second of a large matrix product: float32 on a CPU, bfloat16 on a GPU."""
+    import torch
+
+    n, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (2048, torch.float32)
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    return 2 * n**3 / best_time(synchronized(lambda: a @ b, device), repeats=10)

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +29,7 @@ from vap.progress import Progress
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = Path("work")
+PART_POLL = 0.2  # seconds between looks at the parts of the other processes
 Kind = Literal["prepared", "bank", "latents", "samples"]
 
 SCHEMAS: dict[str, pa.Schema] = {
@@ -48,12 +50,10 @@ SCHEMAS: dict[str, pa.Schema] = {
     "bank": pa.schema(
         [
             ("text", pa.string()),  # a description; the null prompt "" is row 0
-            (
-                "tokens",
-                pa.large_list(pa.float16()),
-            ),  # n_tokens x width states, row-major, no padding
-            ("pooled", pa.list_(pa.float16())),  # width
-            ("ids", pa.list_(pa.string())),  # the images that it describes ...
+            ("tokens", pa.large_binary()),  # n_tokens x width states in vap.dtype, row-major, no padding
+            ("scales", pa.list_(pa.float32())),  # n_tokens, of int8: state = int8 x scale; else empty
+            ("pooled", pa.list_(pa.float16())),  # vap.pooled_width
+            ("ids", pa.list_(pa.string())),  # the images that it describes (row 0: those without a text)
             ("labels", pa.list_(pa.string())),  # ... their classes
             ("splits", pa.list_(pa.string())),  # ... and splits
         ]
@@ -175,6 +175,11 @@ def write_safetensors(path: Path, tensors: Mapping[str, Any]) -> None:
         raise
 
 
+def rank_and_world() -> tuple[int, int]:
+    """(number of this process, number of processes) of a command that runs in several together."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextlib.contextmanager
 def work_folder(record: Mapping[str, Any], keep: bool = False) -> Iterator[Path]:
     """The folder of a run's unfinished state, named by what makes the run; removed when it ends well,
@@ -186,7 +191,7 @@ def work_folder(record: Mapping[str, Any], keep: bool = False) -> Iterator[Path]
     key = hashlib.sha256(canonical(record).encode()).hexdigest()[:16]
     folder = WORK / record["stage"] / "-".join([*record["item"], key])
     folder.mkdir(parents=True, exist_ok=True)
-    if int(os.environ.get("RANK", "0")):  # of `accelerate launch`: the first process holds the lock for all
+    if rank_and_world()[0]:  # the first process holds the lock for all
         yield folder
         return
     lock = folder.parent / f"{folder.name}.lock"
@@ -211,25 +216,38 @@ def build_arrow(
     *,
     part_rows: int = 256,
     unit: str = "img",
-    metadata: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | Callable[[list[Any]], Mapping[str, Any]] | None = None,
 ) -> None:
     """Write an Arrow artefact part by part: constant memory, resumed where it was killed.
+
+    Several processes take turns at the parts; the first waits for the others' and joins all, the others
+    return when theirs are done.
 
     Args:
         rows: number of source rows; `make_part` gets consecutive ranges of at most `part_rows`.
         make_part: range of source rows to a batch of SCHEMAS[kind]; it may leave rows out and say so
             in the batch's metadata `vap.notes` (a JSON list of strings).
         record: what `provenance` returned; it also names the work folder.
-        metadata: further JSON values for the schema's metadata, under `vap.NAME`.
+        metadata: further JSON values for the schema's metadata, under `vap.NAME`; or a function to them of
+            what the parts' batches have under `vap.part` in their own metadata, in order.
     """
     label = " ".join([record["stage"], *record["item"]])
     with work_folder(record) as work, Progress(label, rows, unit) as progress:
         parts: list[Path] = []
         notes: list[str] = []
-        for start in range(0, rows, part_rows):
-            part = work / f"{start:012d}.arrow"
-            span = range(start, min(start + part_rows, rows))
-            if part.exists():
+        rank, world = rank_and_world()
+        starts = range(0, rows, part_rows)
+        # the first process comes to the others' parts last, to wait for them
+        for number in sorted(range(len(starts)), key=lambda number: number % world != rank):
+            part = work / f"{starts[number]:012d}.arrow"
+            span = range(starts[number], min(starts[number] + part_rows, rows))
+            if number % world != rank:
+                if rank:
+                    return
+                while not part.exists():
+                    time.sleep(PART_POLL)
+                progress.advance(len(span))
+            elif part.exists():
                 progress.skip(len(span))
             else:
                 batch = make_part(span)
@@ -237,12 +255,17 @@ def build_arrow(
                     writer.write_batch(batch)
                 progress.advance(len(span))
             parts.append(part)
-        extra = dict(metadata or {})
+        parts.sort()
+        if rank:
+            return
+        told: list[Any] = []
         with atomic(path) as temporary:
             for part in parts:
                 with pa.memory_map(str(part)) as source:
                     found = pa.ipc.open_file(source).schema.metadata or {}
                     notes += json.loads(found.get(b"vap.notes", b"[]"))
+                    told.append(json.loads(found.get(b"vap.part", b"null")))
+            extra = dict(metadata(told) if callable(metadata) else metadata or {})
             schema = SCHEMAS[kind].with_metadata(
                 {
                     "vap.kind": kind,

@@ -15,8 +15,8 @@ from vap.methods.vap import Method, VapModelParams, VapNet, VapTrainParams
 from vap.models.prototype import (
     PrototypeCondition,
     ReleasedPrototypeCondition,
+    feature_variance,
     masked_mean,
-    recon_share,
 )
 
 SHAPES = Shapes(size=8, channels=3, num_classes=4, context_dim=6, context_tokens=5)
@@ -38,6 +38,7 @@ TRAIN = {
     "warmup_steps": 0,
     "ema_decay": 0.0,
     "condition_dropout": 0.0,
+    "start_from": None,
 }
 
 
@@ -195,10 +196,32 @@ def test_padding_changes_neither_output_nor_loss(pcm: str) -> None:
         torch.testing.assert_close(net.recon[0], loss, atol=1e-5, rtol=0)
 
 
-def test_recon_share_is_1_where_the_prototypes_say_nothing() -> None:
-    encoded = torch.randn(4, 5, 32, generator=torch.Generator().manual_seed(0))
-    mean = encoded.square().mean()  # the loss of a reconstruction that is zero everywhere
-    assert recon_share(mean, encoded).item() == pytest.approx(1.0, abs=0.01)
+def test_feature_variance_leaves_padding_out() -> None:
+    encoded = torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(feature_variance(encoded), encoded.var(correction=0))
+    mask = torch.tensor([[True] * 6, [True] * 2 + [False] * 4])[:, None, None]
+    mean = (encoded[0].mean() + encoded[1, :2].mean()) / 2
+    by_hand = ((encoded[0] - mean).square().mean() + (encoded[1, :2] - mean).square().mean()) / 2
+    torch.testing.assert_close(feature_variance(encoded, mask), by_hand)
+
+
+def test_the_log_shows_prototypes_that_say_nothing_and_features_that_collapse() -> None:
+    net, (x, t, label, context, mask) = network("paper"), inputs()
+    method = Method(
+        VapModelParams.model_validate({**MODEL, "pcm": "paper"}),
+        VapTrainParams.model_validate({**TRAIN, "alpha": 1.0}),
+    )
+    batch = Batch(x, Condition(label, context, mask), t, torch.zeros_like(x))
+
+    def logs() -> dict[str, Tensor]:
+        return method.loss(net, batch, Schedule("linear", 1000, 1e-4, 0.02))[1]
+
+    nn.init.zeros_(net.pcm.cross_attn.proj.weight)  # a reconstruction that is zero everywhere
+    found = logs()
+    assert found["recon_share"] > 0.99
+    assert found["feature_std"] > 0.1
+    net.uvit.in_blocks[-1].register_forward_hook(lambda _m, _a, out: 1e-6 * out)
+    assert logs()["feature_std"] < 1e-5
 
 
 # ── released ────────────────────────────────────────────────────────────────────────────────────

@@ -31,7 +31,24 @@ def guided(
         return lambda x, t: predict(x, t, True)
 
     def both(x: Tensor, t: Tensor) -> Tensor:
-        unconditional = predict(x, t, True)
-        return torch.lerp(unconditional, predict(x, t, False), guidance_scale)
+        unconditional, conditional = predict(x, t, True).to(x), predict(x, t, False).to(x)
+        return torch.lerp(unconditional, conditional, guidance_scale)
+
+    return both
+
+
+def guided_together(
+    predict: Callable[[Tensor, Tensor], Tensor], guidance_scale: float
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """As `guided`, with one pass of the network over both halves: fewer and larger kernels.
+
+    Args:
+        predict: (x (2B, C, H, W), t (2B,)) to the predicted noise, unconditional for the first B.
+        guidance_scale: w >= 0.
+    """
+
+    def both(x: Tensor, t: Tensor) -> Tensor:
+        unconditional, conditional = predict(torch.cat([x, x]), torch.cat([t, t])).to(x).chunk(2)
+        return torch.lerp(unconditional, conditional, guidance_scale)
 
     return both

@@ -99,7 +99,7 @@ def sample(
 def _data_prediction(predict: Predictor, schedule: Schedule, x: Tensor, t: Tensor) -> Tensor:
     """x_0 = (x_t - sigma_t eps) / alpha_t."""
     alpha, sigma = (v.to(x) for v in schedule.alpha_sigma(t))
-    return (x - sigma * predict(x, t.to(x).expand(x.shape[0]))) / alpha
+    return (x - sigma * predict(x, t.to(x).expand(x.shape[0])).to(x)) / alpha
 
 
 def _dpm_solver_pp(predict: Predictor, schedule: Schedule, x: Tensor, times: Tensor, order: int) -> Tensor:

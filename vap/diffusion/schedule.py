@@ -28,6 +28,7 @@ class Schedule:
         self.timesteps = timesteps
         one = torch.ones(1, dtype=torch.float64)
         self.alpha_bar = torch.cat([one, torch.cumprod(1 - betas, 0)])  # (T + 1,)
+        self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Signal and noise scale sqrt(alpha_bar_t), sqrt(1 - alpha_bar_t) at times t in 0..T.
@@ -48,6 +49,12 @@ class Schedule:
         return (0.5 * log).exp(), (-torch.expm1(log)).clamp_min(0).sqrt()
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, for x_0 (B, C, H, W) and t (B,)."""
-        alpha, sigma = (v.to(x0)[:, None, None, None] for v in self.alpha_sigma(t))
+        """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, for x_0 (B, C, H, W) and whole t (B,).
+
+        The two scales are looked up on x_0's device, so that a training step never waits for the CPU.
+        """
+        if x0.device not in self._tables:
+            alphas, sigmas = self.alpha_sigma(torch.arange(self.timesteps + 1))
+            self._tables[x0.device] = alphas.float().to(x0.device), sigmas.float().to(x0.device)
+        alpha, sigma = (table[t].to(x0.dtype)[:, None, None, None] for table in self._tables[x0.device])
         return alpha * x0 + sigma * noise

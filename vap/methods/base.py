@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
+import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -39,15 +41,36 @@ class Condition:
     """What a batch is conditioned on. Row i is unconditional where label[i] is the null class."""
 
     label: Tensor  # (B,) int64; num_classes is the null class
-    context: Tensor | None = None  # (B, S, context_dim); the null prompt's states where unconditional
+    context: Tensor | None = (
+        None  # (B, S, context_dim), of any float dtype; of the null prompt where unconditional
+    )
     mask: Tensor | None = None  # (B, S) bool, True where a token is real
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Condition:
+        """`change` of every tensor."""
+        context = None if self.context is None else change(self.context)
+        return Condition(change(self.label), context, None if self.mask is None else change(self.mask))
+
     def to(self, device: torch.device) -> Condition:
-        return Condition(
-            self.label.to(device, non_blocking=True),
-            None if self.context is None else self.context.to(device, non_blocking=True),
-            None if self.mask is None else self.mask.to(device, non_blocking=True),
-        )
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def padded(self, tokens: int) -> Condition:
+        """The same with its context padded to `tokens`; at least as many as it has."""
+        if self.context is None or self.mask is None:
+            return self
+        more = tokens - self.context.shape[1]
+        return Condition(self.label, F.pad(self.context, (0, 0, 0, more)), F.pad(self.mask, (0, more)))
+
+    def joined(self, other: Condition) -> Condition:
+        """The rows of both, this one's first."""
+        if self.context is None or other.context is None:
+            return Condition(torch.cat([self.label, other.label]))
+        S = max(self.context.shape[1], other.context.shape[1])
+        a, b = self.padded(S), other.padded(S)
+        return Condition(*(torch.cat(pair) for pair in zip(a.tensors(), b.tensors(), strict=True)))
+
+    def tensors(self) -> list[Tensor]:
+        return [tensor for tensor in (self.label, self.context, self.mask) if tensor is not None]
 
 
 @dataclass
@@ -59,13 +82,18 @@ class Batch:
     t: Tensor  # (B,) int64 in 1..T
     noise: Tensor  # like x0
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """`change` of every tensor."""
+        return Batch(change(self.x0), self.condition.map(change), change(self.t), change(self.noise))
+
     def to(self, device: torch.device) -> Batch:
-        return Batch(
-            self.x0.to(device, non_blocking=True),
-            self.condition.to(device),
-            self.t.to(device, non_blocking=True),
-            self.noise.to(device, non_blocking=True),
-        )
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pieces(self, size: int) -> Iterator[Batch]:
+        """Consecutive parts of at most `size` images."""
+        for start in range(0, len(self.x0), size):
+            part = slice(start, start + size)
+            yield self.map(lambda tensor, part=part: tensor[part])  # type: ignore[misc]
 
 
 class DiffusionMethod(ABC, Generic[ModelParams]):
@@ -81,6 +109,15 @@ class DiffusionMethod(ABC, Generic[ModelParams]):
 
     def __init__(self, model: ModelParams, train: MethodTrainParams) -> None:
         self.model, self.train = model, train
+
+    @property
+    def start_from(self) -> Path | None:
+        """Weights that training starts from; None for freshly initialised ones."""
+        return None
+
+    def take_over(self, net: nn.Module, weights: Path) -> None:
+        """Load `start_from` into a network that `build` made."""
+        raise NotImplementedError
 
     @abstractmethod
     def build(self, shapes: Shapes) -> nn.Module:

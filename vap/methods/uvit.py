@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 
 from vap.diffusion.loss import denoising_loss
 from vap.diffusion.schedule import Schedule
-from vap.methods.base import Batch, DiffusionMethod, PlainTrainParams, Shapes
+from vap.methods.base import Batch, DiffusionMethod, OwnTrainParams, Shapes
+from vap.models.official import start_from
 from vap.models.uvit import UViT
 from vap.params import Section
 
@@ -30,10 +32,24 @@ class UViTParams(Section):
         return self
 
 
+class UViTTrainParams(OwnTrainParams):
+    """`method.NAME.train` of the U-ViT family."""
+
+    start_from: str | None  # official weights, or a model.safetensors of this project
+
+
 class Method(DiffusionMethod[UViTParams]):
     kind = "latents"
     model_params = UViTParams
-    train_params = PlainTrainParams
+    train_params = UViTTrainParams
+    train: UViTTrainParams
+
+    @property
+    def start_from(self) -> Path | None:
+        return None if self.train.start_from is None else Path(self.train.start_from)
+
+    def take_over(self, net: nn.Module, weights: Path) -> None:
+        start_from(net, weights)
 
     def build(self, shapes: Shapes) -> nn.Module:
         return UViT(

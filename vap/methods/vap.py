@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from vap.diffusion.loss import denoising_loss
 from vap.diffusion.schedule import Schedule
-from vap.methods.base import Batch, DiffusionMethod, OwnTrainParams, Shapes
-from vap.methods.uvit import UViTParams
-from vap.models.prototype import prototype_condition, recon_share
+from vap.methods.base import Batch, DiffusionMethod, Shapes
+from vap.methods.uvit import UViTParams, UViTTrainParams
+from vap.models.official import start_from
+from vap.models.prototype import feature_variance, prototype_condition
 from vap.models.uvit import UViT
 
 
@@ -21,7 +24,7 @@ class VapModelParams(UViTParams):
     label_token: bool
 
 
-class VapTrainParams(OwnTrainParams):
+class VapTrainParams(UViTTrainParams):
     alpha: Annotated[float, Field(ge=0)]  # weight of L_recon, Eq. 3
 
 
@@ -51,7 +54,7 @@ class VapNet(nn.Module):
                 params.pcm, params.width, params.heads, shapes.num_classes, params.prototype_tokens
             )
         )
-        self.recon: tuple[Tensor, Tensor] | None = None  # L_recon and its share, of the last forward
+        self.recon: tuple[Tensor, Tensor] | None = None  # L_recon, variance of F_e, of the last forward
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
         """As UViT.forward; L_recon of this pass is left in `recon`."""
@@ -59,7 +62,7 @@ class VapNet(nn.Module):
         def bridge(encoded: Tensor, hidden: Tensor, attend: Tensor | None) -> Tensor:
             assert self.pcm is not None
             hidden, loss = self.pcm(encoded, hidden, label, attend)
-            self.recon = loss, recon_share(loss, encoded)
+            self.recon = loss, feature_variance(encoded, attend)
             return hidden
 
         return self.uvit(  # type: ignore[no-any-return]
@@ -72,6 +75,13 @@ class Method(DiffusionMethod[VapModelParams]):
     model_params = VapModelParams
     train_params = VapTrainParams
     train: VapTrainParams
+
+    @property
+    def start_from(self) -> Path | None:
+        return None if self.train.start_from is None else Path(self.train.start_from)
+
+    def take_over(self, net: nn.Module, weights: Path) -> None:
+        start_from(net, weights)
 
     def build(self, shapes: Shapes) -> nn.Module:
         return VapNet(self.model, shapes)
@@ -89,10 +99,11 @@ class Method(DiffusionMethod[VapModelParams]):
         inner: Any = getattr(net, "module", net)  # DDP keeps the network under .module
         if inner.recon is None:
             return denoising, {}
-        recon_loss, share = inner.recon
+        recon_loss, variance = inner.recon
         logs = {
             "denoising_loss": denoising.detach(),
             "recon_loss": recon_loss.detach(),
-            "recon_share": share,
+            "recon_share": recon_loss.detach() / variance.clamp_min(torch.finfo(torch.float32).tiny),
+            "feature_std": variance.sqrt(),
         }
         return denoising + self.train.alpha * recon_loss, logs

@@ -35,8 +35,17 @@ class Autoencoder(ABC):
         """(B, 3, H, W) in -1..1 to (B, 2C, H/factor, W/factor): mean and log-variance, unscaled."""
 
     @abstractmethod
+    def reconstruct(self, latents: Tensor) -> Tensor:
+        """As `decode`, with gradients."""
+
+    @abstractmethod
+    def decoder_parameters(self) -> list[nn.Parameter]:
+        """The weights of f_D."""
+
+    @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """(B, C, h, w) unscaled latents to (B, 3, H, W), about -1..1."""
+        return self.reconstruct(latents)
 
     def save(self, folder: Path) -> None:
         """Write the network in diffusers' layout (config.json and safetensors)."""
@@ -65,10 +74,13 @@ class KL(Autoencoder):
         folded = F.pixel_unshuffle(images, self.patch)
         return self.net.encode(folded).latent_dist.parameters  # type: ignore[operator, no-any-return]
 
-    @torch.inference_mode()
-    def decode(self, latents: Tensor) -> Tensor:
+    def reconstruct(self, latents: Tensor) -> Tensor:
         images: Tensor = self.net.decode(latents).sample  # type: ignore[operator]
         return F.pixel_shuffle(images, self.patch)  # (B, 3, H, W)
+
+    def decoder_parameters(self) -> list[nn.Parameter]:
+        parts = [self.net.decoder, self.net.post_quant_conv]  # the second may be None
+        return [p for part in parts if part is not None for p in part.parameters()]  # type: ignore[union-attr]
 
     def loss(self, images: Tensor, kl_weight: float, generator: torch.Generator) -> Tensor:
         """Mean squared error of the reconstruction plus kl_weight times the mean KL divergence to N(0, I).
@@ -98,9 +110,11 @@ class Tiny(Autoencoder):
         mean = self.net.encode(images).latents  # type: ignore[operator]
         return torch.cat([mean, torch.full_like(mean, DETERMINISTIC)], dim=1)
 
-    @torch.inference_mode()
-    def decode(self, latents: Tensor) -> Tensor:
+    def reconstruct(self, latents: Tensor) -> Tensor:
         return self.net.decode(latents).sample  # type: ignore[operator, no-any-return]
+
+    def decoder_parameters(self) -> list[nn.Parameter]:
+        return list(self.net.decoder.parameters())  # type: ignore[union-attr, arg-type]
 
 
 # ── loading ─────────────────────────────────────────────────────────────────────────────────────────

@@ -7,7 +7,6 @@ Shape letters: B batch, L tokens, D width, M prototype tokens of a class.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,6 +24,26 @@ def merge_heads(x: Tensor) -> Tensor:  # (B, heads, L, D/heads) -> (B, L, D)
     return x.transpose(1, 2).reshape(B, L, H * d)
 
 
+class Prototypes(nn.Embedding):
+    """(B,) class indices to (B, M, D) prototype tokens."""
+
+    def __init__(self, num_classes: int, tokens: int, width: int) -> None:
+        super().__init__(num_classes + 1, tokens * width)
+        self.tokens, self.width = tokens, width
+
+    def projected(self, label: Tensor, *layers: nn.Linear) -> list[Tensor]:
+        """Each layer's output for the prototypes of `label`, (B, M, D) each.
+
+        A batch larger than the number of classes projects the table and picks from that: images of a class
+        share the work.
+        """
+        if len(label) <= self.num_embeddings:
+            rows = self(label).reshape(-1, self.tokens, self.width)
+            return [layer(rows) for layer in layers]
+        table = self.weight.reshape(-1, self.tokens, self.width)
+        return [layer(table)[label] for layer in layers]
+
+
 class CrossAttention(nn.Module):
     """Queries from the features, keys and values from the prototypes."""
 
@@ -36,8 +55,9 @@ class CrossAttention(nn.Module):
         self.v = nn.Linear(dim, dim, bias=False)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, prototypes: Tensor) -> Tensor:  # (B, L, D), (B, M, D) -> (B, L, D)
-        q, k, v = (split_heads(f, self.heads) for f in (self.q(x), self.k(prototypes), self.v(prototypes)))
+    def forward(self, x: Tensor, prototypes: Prototypes, label: Tensor) -> Tensor:  # (B, L, D), (B,)
+        k, v = prototypes.projected(label, self.k, self.v)  # (B, M, D)
+        q, k, v = (split_heads(f, self.heads) for f in (self.q(x), k, v))
         return self.proj(merge_heads(F.scaled_dot_product_attention(q, k, v)))  # type: ignore[no-any-return]
 
 
@@ -72,7 +92,7 @@ class PrototypeCondition(nn.Module):
     def __init__(self, width: int, heads: int, num_classes: int, tokens: int) -> None:
         super().__init__()
         self.width, self.tokens = width, tokens
-        self.prototypes = nn.Embedding(num_classes + 1, tokens * width)
+        self.prototypes = Prototypes(num_classes, tokens, width)
         self.norm_query = nn.LayerNorm(width)
         self.cross_attn = CrossAttention(width, heads)
         self.norm_joint = nn.LayerNorm(width)
@@ -95,9 +115,8 @@ class PrototypeCondition(nn.Module):
         Returns:
             (B, L, D) input of the output blocks, and L_recon as a scalar.
         """
-        prototypes = self.prototypes(label).reshape(-1, self.tokens, self.width)  # (B, M, D)
         target = encoded.detach()
-        reconstruction = self.cross_attn(self.norm_query(target), prototypes)  # (B, L, D)
+        reconstruction = self.cross_attn(self.norm_query(target), self.prototypes, label)  # (B, L, D)
         loss = masked_mean((reconstruction - target).float() ** 2, mask)
         joint = encoded + reconstruction
         enhanced = joint + self.self_attn(self.norm_joint(joint), mask)
@@ -115,7 +134,7 @@ class ReleasedPrototypeCondition(nn.Module):
     def __init__(self, width: int, heads: int, num_classes: int, tokens: int, mlp_ratio: float = 4.0) -> None:
         super().__init__()
         self.width, self.tokens, self.heads = width, tokens, heads
-        self.prototypes = nn.Embedding(num_classes + 1, tokens * width)
+        self.prototypes = Prototypes(num_classes, tokens, width)
         self.cross_attn = CrossAttention(width, heads)
         self.z1 = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width)
@@ -130,13 +149,12 @@ class ReleasedPrototypeCondition(nn.Module):
         self, encoded: Tensor, hidden: Tensor, label: Tensor, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """As `PrototypeCondition.forward`; `encoded` is not used: everything acts on `hidden`."""
-        prototypes = self.prototypes(label).reshape(-1, self.tokens, self.width)
         q = self.q(hidden)
-        k, v = self.k(prototypes), self.v(prototypes)
+        k, v = self.prototypes.projected(label, self.k, self.v)
         qh, kh, vh = (split_heads(f, self.heads) for f in (q, k, v))
         reconstruction = merge_heads(F.scaled_dot_product_attention(qh, kh, vh))
         loss = 0.5 * masked_mean((reconstruction - q).float() ** 2, mask)
-        x = hidden + self.z1(self.cross_attn(hidden, prototypes))
+        x = hidden + self.z1(self.cross_attn(hidden, self.prototypes, label))
         return x + self.z2(self.mlp(self.norm(x))), loss
 
 
@@ -149,6 +167,7 @@ def prototype_condition(kind: str, width: int, heads: int, num_classes: int, tok
     return known[kind](width, heads, num_classes, tokens)
 
 
-def recon_share(loss: Tensor, encoded: Tensor) -> Tensor:
-    """L_recon over the variance of its target: 1 says that the prototypes explain nothing."""
-    return loss.detach() / encoded.detach().float().var().clamp_min(torch.finfo(torch.float32).tiny)
+def feature_variance(encoded: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Variance of the features F_e (B, L, D), detached, averaged as `masked_mean` does: 0 is a collapse."""
+    values = encoded.detach().float()
+    return masked_mean((values - masked_mean(values, mask)).square(), mask)

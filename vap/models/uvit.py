@@ -44,12 +44,26 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # (B, L, D), (B, 1, 1, L)
+    def forward(self, x: Tensor, mask: Tensor | None = None, last: int | None = None) -> Tensor:
+        """Attend from all tokens, or from the `last` ones alone, to all that `mask` leaves.
+
+        Args:
+            x: (B, L, D).
+            mask: (B, 1, 1, L) True where a token may be attended to.
+            last: number of query tokens, from the end; None: L.
+
+        Returns:
+            (B, last, D).
+        """
         B, L, D = x.shape
-        qkv = self.qkv(x).reshape(B, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)  # (B, heads, L, D/heads)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.proj(x.transpose(1, 2).reshape(B, L, D))  # type: ignore[no-any-return]
+        shape = (B, -1, self.heads, D // self.heads)
+        if last is None or last == L:
+            q, k, v = self.qkv(x).reshape(B, L, 3, *shape[2:]).permute(2, 0, 3, 1, 4).unbind(0)
+        else:
+            q = F.linear(x[:, -last:], self.qkv.weight[:D]).reshape(shape).transpose(1, 2)
+            k, v = F.linear(x, self.qkv.weight[D:]).reshape(B, L, 2, *shape[2:]).permute(2, 0, 3, 1, 4)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, heads, last, D/heads)
+        return self.proj(x.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class Mlp(nn.Module):
@@ -73,11 +87,19 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.skip_linear = nn.Linear(2 * dim, dim) if skip else None
 
-    def forward(self, x: Tensor, skip: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        skip: Tensor | None = None,
+        mask: Tensor | None = None,
+        last: int | None = None,
+    ) -> Tensor:
+        """(B, L, D) to (B, L, D), or to the `last` tokens alone where no one needs the others."""
         if self.skip_linear is not None:
             assert skip is not None
             x = self.skip_linear(torch.cat([x, skip], dim=-1))
-        x = x + self.attn(self.norm1(x), mask)
+        attended = self.attn(self.norm1(x), mask, last)
+        x = x[:, -attended.shape[1] :] + attended
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
 
 
@@ -104,7 +126,7 @@ class UViT(nn.Module):
         context_dim: size of a context token; None: no context.
         context_tokens: the most context tokens of a batch; fewer are allowed.
 
-    Tokens: time, [label], [context …], patches.
+    Tokens: [label], time, [context …], patches, the order of the official code's two variants.
     """
 
     def __init__(
@@ -162,10 +184,10 @@ class UViT(nn.Module):
         """All tokens with their positions, and the attention mask over them (None: attend to all)."""
         B = x.shape[0]
         patches = self.patch_embed(x)  # (B, N, D)
-        parts: list[Tensor] = [timestep_embedding(t, self.width).to(patches.dtype)[:, None]]
+        parts: list[Tensor] = [timestep_embedding(t, self.width)[:, None]]  # float32 also under autocast
         if self.label_emb is not None:
             assert label is not None, "this network is conditioned on the class"
-            parts.append(self.label_emb(label)[:, None])
+            parts.insert(0, self.label_emb(label)[:, None])
         fixed = len(parts)
         positions = self.pos_embed[:, :fixed]
         attend = None
@@ -174,7 +196,7 @@ class UViT(nn.Module):
             S = context.shape[1]
             if self.context_tokens < S:
                 raise ValueError(f"{S} context tokens; the network has positions for {self.context_tokens}")
-            parts.append(self.context_embed(context.to(patches.dtype)))
+            parts.append(self.context_embed(context.to(self.context_embed.weight.dtype)))
             positions = self.pos_embed[:, : fixed + S]
             if mask is not None:
                 ones = mask.new_ones
@@ -215,9 +237,10 @@ class UViT(nn.Module):
         if bridge is not None:
             h = bridge(encoded, h, attend)
         for block in self.out_blocks:
-            h = block(h, skips.pop(), mask=attend)
+            patches = None if skips[1:] else self.num_patches  # of the last block only these are read
+            h = block(h, skips.pop(), attend, patches)
 
-        h = self.decoder_pred(self.norm(h)[:, -self.num_patches :])  # (B, N, p·p·C)
+        h = self.decoder_pred(self.norm(h))  # (B, N, p·p·C)
         B, side, p = h.shape[0], self.size // self.patch, self.patch
         h = h.reshape(B, side, side, p, p, self.channels).permute(0, 5, 1, 3, 2, 4)
         return self.final_layer(h.reshape(B, self.channels, self.size, self.size))  # type: ignore[no-any-return]

@@ -40,6 +40,11 @@ def model_path(dataset: str, method: str) -> Path:
     return Path("results/models") / dataset / method
 
 
+def training_log_path(dataset: str, method: str) -> Path:
+    """Where a training run's live curves and previews stand; no artefact."""
+    return Path("logs/train") / f"{dataset}-{method}"
+
+
 def samples_path(dataset: str, method: str, condition: str) -> Path:
     return Path("results/samples") / dataset / f"{method}-{condition}.arrow"
 

@@ -8,16 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
+from torch import Tensor
 
-from vap.artifacts import SCHEMAS, ArrowFile, atomic, build_arrow, provenance, work_folder
+from vap.artifacts import (
+    SCHEMAS,
+    ArrowFile,
+    atomic,
+    build_arrow,
+    provenance,
+    work_folder,
+    write_json,
+)
 from vap.datasets.images import decode
 from vap.errors import VapError
+from vap.metrics.reconstruction import reconstruction
 from vap.models import autoencoder
 from vap.models.autoencoder import Autoencoder
-from vap.params import AutoencoderTrainParams, Params
-from vap.progress import Progress
+from vap.params import AutoencoderTrainParams, FinetuneParams, Params
 from vap.stages.common import (
     autoencoder_path,
     latents_path,
@@ -25,6 +35,8 @@ from vap.stages.common import (
     set_up_torch,
     to_tensor,
 )
+from vap.training.fit import fit
+from vap.training.seeds import step_generator
 
 SCALE_IMAGES = 512  # training images that the latent scale is measured on
 
@@ -32,7 +44,8 @@ SCALE_IMAGES = 512  # training images that the latent scale is measured on
 def run(params: Params, dataset: str) -> Path:
     """Write data/autoencoders/{dataset}/ and data/latents/{dataset}.arrow.
 
-    The metadata of the latents holds `shape` (C, h, w), `scale`, `factor` and `classes`.
+    The metadata of the latents holds `shape` (C, h, w), `scale`, `factor` and `classes`. Beside the network,
+    reconstruction.json says how well it reconstructs images of the test split: no generator can do better.
 
     Raises:
         VapError: the autoencoder's weights are absent or do not fit the images.
@@ -97,22 +110,28 @@ def run(params: Params, dataset: str) -> Path:
         "classes": prepared.metadata["classes"],
     }
     build_arrow(latents_path(dataset), "latents", len(prepared), make_part, record, metadata=metadata)
+    latents = ArrowFile(latents_path(dataset), "latents")
+    measured = {"before": reconstruction(ae, prepared, settings.lpips_path, settings.batch_size, device)}
+    if settings.finetune_decoder is not None:
+        _finetune(ae, prepared, latents, settings.finetune_decoder, params.seed, record, device)
+        measured["after"] = reconstruction(ae, prepared, settings.lpips_path, settings.batch_size, device)
     with atomic(autoencoder_path(dataset)) as part:
         ae.save(part)
-    if settings.autoencoder == "train":
-        with work_folder(_training_record(record)):
-            pass  # both outputs are there: the trained network's folder may go
+        write_json(part / "reconstruction.json", measured)
+    for name in ("autoencoder", "decoder"):
+        with work_folder(_part_record(record, name)):
+            pass  # all outputs are there: what training kept may go
     return latents_path(dataset)
 
 
-def _training_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {**record, "item": [*record["item"], "autoencoder"]}
+def _part_record(record: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """Names the work folder of a part of the stage."""
+    return {**record, "item": [*record["item"], part]}
 
 
 def _measure_scale(prepared: ArrowFile, moments: Any, seed: int, batch_size: int) -> float:
     """1 / std of latents that are sampled for some training images (Rombach et al., 2022, appendix G)."""
-    train = np.flatnonzero(np.asarray(prepared.column("split")) == "train")
-    chosen = np.sort(np.random.default_rng([seed, 1]).permutation(train)[:SCALE_IMAGES])
+    chosen = np.sort(np.random.default_rng([seed, 1]).permutation(_training_rows(prepared))[:SCALE_IMAGES])
     rng = np.random.default_rng([seed, 2])
     total = total_sq = count = 0.0
     for start in range(0, len(chosen), batch_size):
@@ -142,34 +161,47 @@ def _train(
             "change one of them",
         )
     ae = autoencoder.small_kl(size, settings.patch, settings.channels, settings.latent_channels)
-    with work_folder(_training_record(record), keep=True) as work:
-        if (work / "done").is_dir():
-            return autoencoder.load(work / "done")
+    rows = _training_rows(prepared)
+
+    def loss(step: int) -> Tensor:
+        chosen = np.random.default_rng([seed, step]).choice(rows, settings.batch_size)
+        images = to_tensor([decode(prepared.value("image", int(row))) for row in chosen])
+        return ae.loss(images.to(device), settings.kl_weight, step_generator(seed, step))
+
+    with work_folder(_part_record(record, "autoencoder"), keep=True) as work:
         net = ae.net.to(device).train()
-        optimizer = torch.optim.AdamW(net.parameters(), lr=settings.lr, betas=(0.9, 0.99), fused=True)
-        rows = np.flatnonzero(np.asarray(prepared.column("split")) == "train")
-        generator = torch.Generator().manual_seed(seed)
-        with Progress(f"latents {record['item'][0]} autoencoder", settings.steps, "step") as progress:
-            for step in range(settings.steps):
-                warm = min(1.0, (step + 1) / 20)
-                cosine = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-                optimizer.param_groups[0]["lr"] = settings.lr * warm * cosine
-                chosen = np.random.default_rng([seed, step]).choice(rows, settings.batch_size)
-                images = to_tensor([decode(prepared.value("image", int(row))) for row in chosen])
-                loss = ae.loss(images.to(device), settings.kl_weight, generator)
-                loss.backward()  # type: ignore[no-untyped-call]
-                torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                if not math.isfinite(loss.item()):
-                    raise VapError(
-                        f"latents {record['item'][0]}, autoencoder step {step}",
-                        "a loss that is not finite",
-                        "a number",
-                        "lower params.yaml: latents.train.lr",
-                    )
-                progress.advance(1, f"loss {loss.item():.4f}")
-        net.eval()
-        with atomic(work / "done") as part:
-            ae.save(part)
+        fit(net, list(net.parameters()), loss, settings, work, f"latents {record['item'][0]} autoencoder")
+    net.eval()
     return ae
+
+
+def _finetune(
+    ae: Autoencoder,
+    prepared: ArrowFile,
+    latents: ArrowFile,
+    settings: FinetuneParams,
+    seed: int,
+    record: Mapping[str, Any],
+    device: torch.device,
+) -> None:
+    """Train f_D further on the training split, f_E as it is: mean |f_D(z) - x|, z drawn from the moments."""
+    rows = _training_rows(prepared)
+    C, h, w = latents.metadata["shape"]
+
+    def loss(step: int) -> Tensor:
+        chosen = np.random.default_rng([seed, 3, step]).choice(rows, settings.batch_size)
+        images = to_tensor([decode(prepared.value("image", int(row))) for row in chosen]).to(device)
+        moments = np.stack([latents.array("moments", int(row)) for row in chosen]).reshape(-1, 2 * C, h, w)
+        mean, logvar = torch.from_numpy(moments).chunk(2, dim=1)
+        noise = torch.randn(mean.shape, generator=step_generator(seed, step))
+        z = (mean + (0.5 * logvar).exp() * noise).to(device)
+        return (ae.reconstruct(z) - images).abs().mean()
+
+    with work_folder(_part_record(record, "decoder"), keep=True) as work:
+        ae.net.train()
+        fit(ae.net, ae.decoder_parameters(), loss, settings, work, f"latents {record['item'][0]} decoder")
+    ae.net.eval()
+
+
+def _training_rows(prepared: ArrowFile) -> npt.NDArray[np.int64]:
+    return np.flatnonzero(np.asarray(prepared.column("split")) == "train")

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vap.artifacts import ArrowFile, atomic, provenance, work_folder, write_json, write_safetensors
+from vap.artifacts import (
+    ArrowFile,
+    atomic,
+    provenance,
+    rank_and_world,
+    work_folder,
+    write_json,
+    write_safetensors,
+)
 from vap.diffusion.schedule import Schedule
 from vap.errors import VapError
-from vap.methods.base import Shapes, load_method
+from vap.methods.base import DiffusionMethod, Shapes, load_method
 from vap.params import Params
 from vap.prompts.bank import PromptBank
-from vap.stages.common import bank_path, latents_path, model_path, set_up_torch
+from vap.stages.common import bank_path, latents_path, model_path, set_up_torch, training_log_path
 from vap.training.data import LatentData
 from vap.training.loop import train, write_log
+from vap.training.watch import Watch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TEXT_MULTIPLE = 8  # tokens, where a GPU or a compiler gains by few and even lengths
 
 
 def run(params: Params, dataset: str, method: str) -> Path:
@@ -40,8 +56,18 @@ def run(params: Params, dataset: str, method: str) -> Path:
         inputs["prompts"] = bank_path(dataset)
         bank = PromptBank(bank_path(dataset))
     classes: list[str] = ArrowFile(latents, "latents").metadata["classes"]
-    data = LatentData(latents, bank, classes)
+    even = TEXT_MULTIPLE if device.type == "cuda" or params.compute.compile else 1
+    data = LatentData(latents, bank, classes, even)
     own = implementation.train
+    if implementation.start_from is not None:
+        if not implementation.start_from.is_file():
+            raise VapError(
+                f"params.yaml: method.{method}.train.start_from: {implementation.start_from}",
+                "no such file",
+                "weights of this network, official or of this project",
+                "correct the path",
+            )
+        inputs["start_from"] = implementation.start_from
     record = provenance(
         "train",
         (dataset, method),
@@ -64,8 +90,26 @@ def run(params: Params, dataset: str, method: str) -> Path:
         context_tokens=bank.max_tokens if bank else 0,
     )
     schedule = Schedule(**params.train.schedule.model_dump())
+    config = {
+        "dataset": dataset,
+        "method": method,
+        "classes": classes,
+        "class_counts": data.counts.tolist(),
+        "scale": data.scale,
+        "shapes": dataclasses.asdict(shapes),
+        "model": params.method[method].model,
+        "train": own.model_dump(),
+        "schedule": params.train.schedule.model_dump(),
+        "provenance": record,
+    }
+    if data.fits(device):
+        data.hold(device)
 
     with work_folder(record) as work:
+
+        def draw(step: int, weights: Mapping[str, Tensor]) -> None:
+            _preview(work / "preview", training_log_path(dataset, method), step, weights, config)
+
         trained = train(
             implementation,
             lambda: _build(implementation, shapes, method),
@@ -74,38 +118,26 @@ def run(params: Params, dataset: str, method: str) -> Path:
             ),
             schedule,
             params.train,
+            params.compute,
             work,
             seed=params.seed,
             device=str(device),
             label=f"train {dataset} {method}",
+            watch=Watch(training_log_path(dataset, method), device, params.compute.preview_every, draw),
         )
-        if int(os.environ.get("RANK", "0")):
+        if rank_and_world()[0]:
             return model_path(dataset, method)  # the first process writes
         with atomic(model_path(dataset, method)) as part:
             part.mkdir(parents=True)
             write_safetensors(part / "model.safetensors", trained.ema)
             write_log(part / "train.csv", trained.log)
-            write_json(
-                part / "config.json",
-                {
-                    "dataset": dataset,
-                    "method": method,
-                    "classes": classes,
-                    "class_counts": data.counts.tolist(),
-                    "scale": data.scale,
-                    "shapes": dataclasses.asdict(shapes),
-                    "model": params.method[method].model,
-                    "train": own.model_dump(),
-                    "schedule": params.train.schedule.model_dump(),
-                    "provenance": record,
-                },
-            )
+            write_json(part / "config.json", config)
     return model_path(dataset, method)
 
 
-def _build(implementation: Any, shapes: Shapes, method: str) -> Any:
+def _build(implementation: DiffusionMethod[Any], shapes: Shapes, method: str) -> Any:
     try:
-        return implementation.build(shapes)
+        net = implementation.build(shapes)
     except ValueError as error:
         raise VapError(
             f"params.yaml: method.{method}.model",
@@ -113,3 +145,33 @@ def _build(implementation: Any, shapes: Shapes, method: str) -> Any:
             "a network that fits the latents",
             "change the setting",
         ) from None
+    if implementation.start_from is not None:
+        implementation.take_over(net, implementation.start_from)
+    return net
+
+
+def _preview(
+    folder: Path, target: Path, step: int, weights: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> None:
+    """Draw in a process of its own: what it imports is no part of the training's code.
+
+    Args:
+        folder: gets the weights that the drawing process reads.
+        target: folder of the grids, step-NNNNNNNN.png.
+    """
+    with atomic(folder) as part:
+        part.mkdir(parents=True)
+        write_safetensors(part / "model.safetensors", weights)
+        write_json(part / "config.json", config)
+    picture = target / f"step-{step:08d}.png"
+    command = [sys.executable, "-m", "vap", "preview", str(folder), str(picture)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        raise VapError(
+            picture,
+            said[-1] if said else f"exit status {done.returncode}",
+            "a sample grid",
+            "see `vap preview`",
+        )
+    print(f"step {step}: {picture}", file=sys.stderr)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vap.artifacts import atomic, file_sha256, write_safetensors
+from vap.errors import VapError
 
 KEEP = 2  # newest checkpoints
 
@@ -81,5 +82,13 @@ def load_newest(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, A
 
 
 def load_weights(net: nn.Module, file: Path) -> None:
-    """Load a network's weights from safetensors; every name must fit."""
-    net.load_state_dict(load_file(file))
+    """Load a network's weights from safetensors.
+
+    Raises:
+        VapError: the file is absent or damaged, or a name or shape does not fit.
+    """
+    try:
+        net.load_state_dict(load_file(file))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        problem = " ".join(str(error).split())[:300]
+        raise VapError(file, f"no weights that fit ({problem})", "this network's", "train again") from None

@@ -12,13 +12,8 @@ from torch import Tensor
 from vap.artifacts import ArrowFile
 from vap.errors import VapError
 from vap.methods.base import Batch, Condition
-from vap.prompts.bank import NULL_ROW, PromptBank
-
-
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """The random source of one training step, the same in every process."""
-    state = np.random.SeedSequence([seed, step]).generate_state(2, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]) & (2**63 - 1))
+from vap.prompts.bank import NULL_ROW, PromptBank, TokenSource
+from vap.training.seeds import step_generator
 
 
 def batch_rows(seed: int, step: int, rows: int, batch_size: int) -> npt.NDArray[np.int64]:
@@ -32,6 +27,30 @@ def batch_rows(seed: int, step: int, rows: int, batch_size: int) -> npt.NDArray[
     return result
 
 
+class HeldTexts:
+    """A prompt bank's token states on a device, one after another without padding."""
+
+    def __init__(self, bank: PromptBank, device: torch.device) -> None:
+        states, lengths = [], []
+        for start in range(0, len(bank), 1024):
+            context, mask = bank.collate(range(start, min(start + 1024, len(bank))), bank.native)
+            states.append(context[mask])
+            lengths.append(mask.sum(1))
+        self.lengths = torch.cat(lengths).numpy()  # tokens of each row
+        self.starts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
+        self.states = torch.cat(states).to(device)  # (all tokens, width)
+
+    def collate(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """As `PromptBank.collate` in its native dtype, on the device."""
+        device = self.states.device
+        starts = torch.from_numpy(self.starts[rows]).to(device, non_blocking=True)
+        lengths = torch.from_numpy(self.lengths[rows]).to(device, non_blocking=True)
+        offsets = torch.arange(int(self.lengths[rows].max()), device=device)
+        mask = offsets < lengths[:, None]
+        context = self.states[torch.where(mask, starts[:, None] + offsets, 0)]
+        return context.masked_fill(~mask[..., None], 0), mask
+
+
 class LatentData:
     """Training latents and their conditions, read from the memory-mapped artefacts.
 
@@ -39,10 +58,16 @@ class LatentData:
         latents: a `latents` artefact; its training rows are used.
         bank: the prompt bank; None for methods that are conditioned on the class alone.
         classes: class names in the order of their indices.
+        text_multiple: contexts are padded to a multiple of it, for kernels that like few and even lengths.
     """
 
-    def __init__(self, latents: Path, bank: PromptBank | None, classes: list[str]) -> None:
+    def __init__(
+        self, latents: Path, bank: PromptBank | None, classes: list[str], text_multiple: int = 1
+    ) -> None:
         self.file, self.bank, self.classes = ArrowFile(latents, "latents"), bank, classes
+        self.text_multiple = text_multiple
+        self.held: Tensor | None = None  # (rows, 2C, H, W) moments on a device
+        self.held_texts: HeldTexts | None = None
         self.shape: tuple[int, int, int] = tuple(self.file.metadata["shape"])  # type: ignore[assignment]
         self.scale: float = self.file.metadata["scale"]
         splits, labels = self.file.column("split"), self.file.column("label")
@@ -63,6 +88,23 @@ class LatentData:
                     "caption and encode again",
                 )
             self.prompts = np.asarray([bank.row_of[ids[row]] for row in self.rows])
+
+    def hold(self, device: torch.device) -> None:
+        """Keep all training moments and token states on `device`, so that no step copies them."""
+        self.held = torch.from_numpy(self._moments(self.rows)).to(device)
+        self.held_texts = HeldTexts(self.bank, device) if self.bank is not None else None
+
+    def fits(self, device: torch.device) -> bool:
+        """Whether `hold` would take less than a third of a GPU's free memory; False for other devices."""
+        if device.type != "cuda":
+            return False
+        files = [self.file.path, *([self.bank.file.path] if self.bank is not None else [])]
+        return sum(file.stat().st_size for file in files) < torch.cuda.mem_get_info(device)[0] / 3
+
+    def _moments(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        C, H, W = self.shape
+        found = [self.file.array("moments", int(row)) for row in rows]
+        return np.stack(found).reshape(-1, 2 * C, H, W)
 
     def batch(
         self,
@@ -87,21 +129,29 @@ class LatentData:
         drop = (torch.rand(batch_size, generator=generator) < condition_dropout)[part]
         rows = rows[part]
 
-        moments = torch.from_numpy(
-            np.stack([self.file.array("moments", int(self.rows[row])) for row in rows])
-        ).reshape(-1, 2 * C, H, W)
+        if self.held is None:
+            moments = torch.from_numpy(self._moments(self.rows[rows]))
+        else:
+            moments = self.held[torch.from_numpy(rows).to(self.held.device, non_blocking=True)]
         mean, logvar = moments.chunk(2, dim=1)
-        x0 = (mean + (0.5 * logvar).exp() * posterior_noise) * self.scale
+        x0 = (mean + (0.5 * logvar).exp() * posterior_noise.to(mean.device, non_blocking=True)) * self.scale
 
         label = torch.from_numpy(self.labels[rows]).masked_fill(drop, len(self.classes))
         if self.bank is None:
             return Batch(x0, Condition(label), t, noise)
         prompts = np.where(drop.numpy(), NULL_ROW, self.prompts[rows])
-        return Batch(x0, Condition(label, *self.bank.collate(prompts.tolist())), t, noise)
+        if self.held_texts is None:
+            texts = self.bank.collate(prompts.tolist(), self.bank.native)
+        else:
+            texts = self.held_texts.collate(prompts)
+        condition = Condition(label, *texts)
+        longest = texts[0].shape[1]
+        tokens = min(-(-longest // self.text_multiple) * self.text_multiple, self.bank.max_tokens)
+        return Batch(x0, condition.padded(tokens) if tokens > longest else condition, t, noise)
 
 
-def condition_of(labels: list[int], prompts: list[int] | None, bank: PromptBank | None) -> Condition:
-    """The condition of given class indices and rows of the prompt bank, for sampling."""
+def condition_of(labels: list[int], prompts: list[int] | None, bank: TokenSource | None) -> Condition:
+    """The condition of given class indices and rows of the prompt bank (or other texts), for sampling."""
     label = torch.tensor(labels)
     if bank is None or prompts is None:
         return Condition(label)

@@ -1,0 +1,1 @@
+"""Plain networks and loops that the benchmarks compare with."""

@@ -1,0 +1,365 @@
+"""Ways to run the same training: held data, pieces, batches ahead, a compiler, several processes."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from toy import settings, write_bank, write_latents
+
+import vap.stages.train as stage
+from vap import cli, processes
+from vap.artifacts import file_sha256
+from vap.errors import Stopped, VapError
+from vap.methods.base import Batch, Condition
+from vap.params import PARAMS_FILE
+from vap.prompts.bank import PromptBank
+from vap.training import watch
+from vap.training.data import LatentData
+from vap.training.prefetch import prefetched
+
+LATENTS = Path("data/latents/own.arrow")
+BANK = Path("data/prompts/own.arrow")
+CLASSES = ["mole", "scar"]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    write_latents(LATENTS)
+    write_bank(BANK)
+    threads = torch.get_num_threads()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)  # it holds one precision a process
+    torch.set_num_threads(threads)
+    if torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(False)
+
+
+def weights(method: str = "uvit", **changes: Any) -> dict[str, torch.Tensor]:
+    return load_file(stage.run(settings(**changes), "own", method) / "model.safetensors")
+
+
+def assert_near(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], atol: float = 1e-5) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=atol, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+# ── data ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("with_bank", [False, True])
+def test_held_data_make_the_batches_of_streamed_data(with_bank: bool) -> None:
+    bank = PromptBank(BANK) if with_bank else None
+    streamed, held = LatentData(LATENTS, bank, CLASSES), LatentData(LATENTS, bank, CLASSES)
+    held.hold(CPU)
+    assert not held.fits(CPU)
+    for step in range(6):
+        a, b = (data.batch(step, 3, 5, 0.3, 1000) for data in (streamed, held))
+        for x, y in zip(
+            [a.x0, a.t, a.noise, *a.condition.tensors()],
+            [b.x0, b.t, b.noise, *b.condition.tensors()],
+            strict=True,
+        ):
+            assert torch.equal(x, y)
+
+
+def test_held_data_read_no_file_again() -> None:
+    data = LatentData(LATENTS, PromptBank(BANK), CLASSES)
+    data.hold(CPU)
+    data.file.array = data.bank.collate = None  # type: ignore
+    data.batch(0, 0, 4, 0.1, 1000)
+
+
+def test_texts_are_padded_to_a_multiple_within_the_limit() -> None:
+    bank = PromptBank(BANK)  # texts of 2 to 5 tokens, at most 6
+    for step in range(8):
+        plain = LatentData(LATENTS, bank, CLASSES).batch(step, 0, 4, 0.2, 1000).condition
+        even = LatentData(LATENTS, bank, CLASSES, 4).batch(step, 0, 4, 0.2, 1000).condition
+        S = plain.context.shape[1]
+        assert even.context.shape[1] == (4 if S <= 4 else 6)
+        assert torch.equal(even.context[:, :S], plain.context)
+        assert torch.equal(even.mask[:, :S], plain.mask)
+        assert not even.mask[:, S:].any()
+        assert not even.context[:, S:].any()
+
+
+def test_pieces_of_a_batch_are_the_batch() -> None:
+    whole = LatentData(LATENTS, PromptBank(BANK), CLASSES).batch(0, 0, 8, 0.2, 1000)
+    pieces = list(whole.pieces(3))
+    assert [len(piece.x0) for piece in pieces] == [3, 3, 2]
+    assert torch.equal(torch.cat([piece.noise for piece in pieces]), whole.noise)
+    assert torch.equal(torch.cat([piece.condition.context for piece in pieces]), whole.condition.context)
+
+
+def test_conditions_of_unequal_length_are_joined() -> None:
+    a = Condition(torch.tensor([1]), torch.ones(1, 2, 3), torch.ones(1, 2, dtype=torch.bool))
+    b = Condition(torch.tensor([0]), torch.ones(1, 4, 3), torch.ones(1, 4, dtype=torch.bool))
+    both = a.joined(b)
+    assert both.label.tolist() == [1, 0]
+    assert both.mask.sum(1).tolist() == [2, 4]
+    assert both.context.sum((1, 2)).tolist() == [6, 12]
+    assert Condition(torch.tensor([1])).joined(Condition(torch.tensor([2]))).label.tolist() == [1, 2]
+
+
+# ── batches ahead ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_prefetched_batches_come_in_order_from_another_thread() -> None:
+    threads = set()
+
+    def make(step: int) -> int:
+        threads.add(threading.get_ident())
+        return step * step
+
+    assert list(prefetched(make, 3, 8)) == [9, 16, 25, 36, 49]
+    assert threads.isdisjoint({threading.get_ident()})
+    assert len(threads) == 1
+
+
+def test_prefetching_stays_a_few_batches_ahead() -> None:
+    made: list[int] = []
+    batches = prefetched(lambda step: made.append(step) or step, 0, 100, ahead=2)  # type: ignore[func-returns-value]
+    next(batches)
+    time.sleep(0.3)
+    assert len(made) <= 4  # the one taken, two that wait, one in the making
+    batches.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == 1
+
+
+def test_an_error_comes_where_its_batch_would_have_come() -> None:
+    def make(step: int) -> int:
+        if step == 2:
+            raise VapError("a", "b", "c", "d")
+        return step
+
+    batches = prefetched(make, 0, 5)
+    assert [next(batches), next(batches)] == [0, 1]
+    with pytest.raises(VapError):
+        next(batches)
+
+
+# ── the step ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("method", ["uvit", "vap"])
+@pytest.mark.parametrize("size", [1, 3])
+def test_accumulated_pieces_train_what_the_whole_batch_trains(method: str, size: int) -> None:
+    assert_near(weights(method, compute__micro_batch=size), weights(method))
+
+
+def test_bf16_trains_near_fp32_and_keeps_float32_weights() -> None:
+    full = weights("vap")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    half = weights("vap", train__precision="bf16")
+    assert all(value.dtype == torch.float32 for value in half.values())
+    assert any(not torch.equal(half[name], full[name]) for name in full)
+    assert_near(half, full, atol=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["uvit", "vap"])
+def test_a_compiled_network_trains_what_the_plain_one_trains(method: str) -> None:
+    assert_near(weights(method, compute__compile=True), weights(method))
+
+
+def test_an_exploded_loss_is_one_line_with_what_to_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = LatentData.batch
+
+    def batch(self: LatentData, step: int, *args: Any, **kwargs: Any) -> Batch:
+        found = original(self, step, *args, **kwargs)
+        if step == 5:
+            found.noise *= 100
+        return found
+
+    monkeypatch.setattr(LatentData, "batch", batch)
+    with pytest.raises(VapError) as caught:
+        weights()
+    line = str(caught.value)
+    assert "own uvit, step 6" in line
+    assert "it has exploded" in line
+    assert "lr" in line
+    assert "step-00000003" in line
+    assert "\n" not in line
+
+
+def test_gradients_that_are_no_numbers_stop_the_run_unless_a_scaler_expects_them() -> None:
+    row = {"loss": 0.5, "grad_norm": float("inf")}
+    with pytest.raises(VapError, match="gradients that are not finite"):
+        watch.check_health("x", 1, row, Path(), scaled=False)
+    watch.check_health("x", 1, row, Path(), scaled=True)
+
+
+# ── the onlooker ────────────────────────────────────────────────────────────────────────────────
+
+
+def live() -> list[list[str]]:
+    return [line.split(",") for line in Path("logs/train/own-vap/curves.csv").read_text().splitlines()]
+
+
+def test_live_curves_show_rate_and_memory_beside_the_log() -> None:
+    weights("vap")
+    head, *rows = live()
+    assert head[:2] == ["step", "lr"]
+    assert head[-2:] == ["images_per_s", "memory_mb"]
+    assert {"recon_loss", "recon_share", "feature_std", "grad_norm"} <= set(head)
+    assert [row[0] for row in rows] == ["2", "4", "6", "8"]
+    assert all(float(value) > 0 for row in rows for value in row[-2:])
+
+
+def test_live_curves_of_a_resumed_run_have_each_row_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = LatentData.batch
+
+    def stop(self: LatentData, step: int, *args: Any, **kwargs: Any) -> Batch:
+        if step == 5:
+            raise KeyboardInterrupt
+        return original(self, step, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LatentData, "batch", stop)
+        with pytest.raises(KeyboardInterrupt):
+            weights("vap")
+    assert [row[0] for row in live()[1:]] == ["2", "4"]  # the checkpoint is of step 3
+    weights("vap")
+    assert [row[0] for row in live()[1:]] == ["2", "4", "6", "8"]
+
+
+def test_a_preview_that_fails_does_not_stop_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    weights("uvit", compute__preview_every=8)  # there is no params.yaml here
+    said = capsys.readouterr().err
+    assert "no preview of step 8" in said
+    assert "params.yaml: found no such file" in said
+
+
+# ── several processes ───────────────────────────────────────────────────────────────────────────
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """`python -m vap` is `code` in the processes that are started."""
+    package = Path("stand-in/vap")
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(f"import os, sys, time\nrank = int(os.environ['RANK'])\n{code}\n")
+    monkeypatch.setenv("PYTHONPATH", str(package.parent.resolve()))
+
+
+def test_one_process_does_the_work_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not processes.launched_together(1, ["train"])
+    monkeypatch.setenv("RANK", "1")
+    assert not processes.launched_together(4, ["train"])
+
+
+def test_processes_know_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(
+        monkeypatch,
+        "places = [os.environ[name] for name in ('WORLD_SIZE', 'LOCAL_RANK')]\n"
+        "open(f'rank-{rank}', 'w').write(' '.join([*sys.argv[1:], *places]))",
+    )
+    assert processes.launched_together(3, ["train", "own"])
+    assert [Path(f"rank-{r}").read_text() for r in range(3)] == [f"train own 3 {r}" for r in range(3)]
+
+
+def test_a_failing_process_ends_the_others_and_gives_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "GRACE", 0.3)
+    stand_in(monkeypatch, "if rank == 1: sys.exit('error: no such thing')\ntime.sleep(60)")
+    start = time.monotonic()
+    with pytest.raises(VapError, match=r"process 1 of 2: found exit status 1: error: no such thing"):
+        processes.launched_together(2, ["train"])
+    assert time.monotonic() - start < 20
+
+
+def test_the_first_process_speaks_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, "sys.exit(2)")
+    with pytest.raises(SystemExit) as caught:
+        processes.launched_together(2, ["train"])
+    assert caught.value.code == 2
+
+
+def test_sigterm_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(
+        monkeypatch,
+        "import signal\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+        "open(f'up-{rank}', 'w')\ntime.sleep(60)",
+    )
+
+    def stop() -> None:
+        while len(list(Path().glob("up-*"))) < 2:
+            time.sleep(0.05)
+        signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Timer(0.01, stop).start()
+    with pytest.raises(Stopped):
+        processes.launched_together(2, ["train"])
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def by_command_line(method: str, **changes: Any) -> subprocess.Popen[str]:
+    PARAMS_FILE.write_text(yaml.safe_dump(settings(**changes).model_dump(mode="json"), sort_keys=False))
+    command = [sys.executable, "-m", "vap", "train", "own", method]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("method", [pytest.param("uvit", marks=pytest.mark.slow), "vap"])
+def test_two_processes_by_the_command_line_train_what_one_trains(method: str) -> None:
+    one = weights(method)
+    log = Path(f"results/models/own/{method}/train.csv")
+    losses = np.genfromtxt(log, delimiter=",", names=True)
+    together = by_command_line(method, compute__processes=2)
+    _, said = together.communicate(timeout=180)
+    assert together.returncode == 0, said
+    assert_near(load_file(f"results/models/own/{method}/model.safetensors"), one)
+    found = np.genfromtxt(log, delimiter=",", names=True)
+    monitors = {"recon_share", "feature_std"}  # of each process's images
+    for name in set(losses.dtype.names) - monitors:
+        np.testing.assert_allclose(found[name], losses[name], atol=1e-5)
+
+
+def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bytes() -> None:
+    longer = {"method__vap__train__steps": 60, "train__checkpoint_every": 10}
+    weights("vap", **longer)
+    result = Path("results/models/own/vap")
+    whole = file_sha256(result)
+    shutil.rmtree(result)
+    running = by_command_line("vap", **longer)
+    deadline = time.monotonic() + 120
+    while not list(Path("work/train").glob("*/step-*")) and time.monotonic() < deadline:
+        assert running.poll() is None
+        time.sleep(0.005)
+    running.kill()
+    running.communicate()
+    assert running.returncode == -signal.SIGKILL
+    assert not result.exists()
+    again = by_command_line("vap", **longer)
+    _, said = again.communicate(timeout=180)
+    assert again.returncode == 0, said
+    assert "train own vap: resumed" in said
+    assert file_sha256(result) == whole
+
+
+def test_the_command_line_starts_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(processes, "launched_together", lambda *args: asked.append(args) or True)
+    monkeypatch.setattr(cli, "_params", lambda *_: settings(compute__processes=2))
+    for words in (["train", "own", "uvit"], ["sample", "own", "uvit", "seen"]):
+        monkeypatch.setattr("sys.argv", ["vap", *words])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert caught.value.code in (0, None)
+        assert asked[-1] == (2, words)

@@ -1,0 +1,80 @@
+"""How well an autoencoder reconstructs: PSNR, SSIM and, where its weights are at hand, LPIPS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vap.artifacts import ArrowFile
+from vap.datasets.images import decode
+from vap.errors import VapError
+from vap.models.autoencoder import Autoencoder
+from vap.stages.common import to_images, to_tensor
+
+IMAGES = 256  # of the test split at most
+LPIPS_FILES = ("weights-vgg16-lpips.pth", "vgg16-397923af.pth")  # torch-fidelity's, and torchvision's VGG16
+
+
+def reconstruction(
+    ae: Autoencoder, prepared: ArrowFile, lpips_path: str | None, batch_size: int, device: torch.device
+) -> dict[str, float]:
+    """Means over the first images of the test split (of all, where it is empty), decoded from f_E's mean.
+
+    Args:
+        lpips_path: folder of the weights of torch-fidelity's LPIPS (VGG16); None leaves LPIPS out.
+
+    Returns:
+        `images` (their number), `psnr` in dB, `ssim`, and with weights `lpips`.
+
+    Raises:
+        VapError: the weights cannot be loaded.
+    """
+    from skimage.metrics import structural_similarity
+
+    splits = np.asarray(prepared.column("split"))
+    rows = np.flatnonzero(splits == "test") if (splits == "test").any() else np.arange(len(splits))
+    rows = rows[:IMAGES]
+    lpips = _lpips(lpips_path, device) if lpips_path is not None else None
+    psnr, ssim, distance = [], [], []
+    for start in range(0, len(rows), batch_size):
+        real = np.stack(
+            [decode(prepared.value("image", int(row))) for row in rows[start : start + batch_size]]
+        )
+        mean = ae.moments(to_tensor(list(real)).to(device)).chunk(2, dim=1)[0]
+        made = to_images(ae.decode(mean))
+        for a, b in zip(real, made, strict=True):
+            error = np.square(a.astype(np.float64) - b).mean()
+            psnr.append(10 * np.log10(255**2 / max(error, 1e-12)))
+            ssim.append(structural_similarity(a, b, channel_axis=2))
+        if lpips is not None:
+            pair = [torch.from_numpy(images).permute(0, 3, 1, 2).to(device) for images in (real, made)]
+            with torch.inference_mode():
+                distance += lpips(*pair).flatten().tolist()
+    found = {"images": len(rows), "psnr": float(np.mean(psnr)), "ssim": float(np.mean(ssim))}
+    return found | ({"lpips": float(np.mean(distance))} if distance else {})
+
+
+def _lpips(folder: str, device: torch.device) -> torch.nn.Module:
+    """torch-fidelity's LPIPS; it asks torch.hub for its weights, which finds them in `folder`."""
+    from torch_fidelity.sample_similarity_lpips import SampleSimilarityLPIPS
+
+    before = torch.hub.get_dir()
+    for name in LPIPS_FILES:
+        file = Path(folder) / "checkpoints" / name
+        try:
+            torch.load(file, map_location="meta", weights_only=True)  # torch.hub would unpickle anything
+        except Exception as error:  # a damaged pickle can fail in any way
+            problem = " ".join(str(error).split())[:200]
+            raise VapError(
+                f"params.yaml: latents.lpips_path: {file}",
+                f"no loadable weights ({problem})",
+                f"a folder as torch.hub keeps it, with checkpoints/{' and checkpoints/'.join(LPIPS_FILES)}",
+                "put the files there, or set null",
+            ) from None
+    torch.hub.set_dir(folder)
+    try:
+        return SampleSimilarityLPIPS("lpips-vgg16").to(device).eval()  # type: ignore[no-any-return]
+    finally:
+        torch.hub.set_dir(before)

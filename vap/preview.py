@@ -1,0 +1,42 @@
+"""A grid of samples from a training run's averaged weights, to see how far it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from vap.artifacts import atomic
+from vap.datasets.images import encode
+from vap.params import Params
+from vap.prompts.bank import PromptBank
+from vap.stages.common import bank_path, set_up_torch
+from vap.stages.sample import Generator, plan_labels
+
+ROWS, COLUMNS = 4, 8
+
+
+def preview(params: Params, folder: Path, target: Path) -> None:
+    """Write a PNG of 4 x 8 samples, the classes taking turns; the same noise each time.
+
+    Args:
+        folder: config.json and model.safetensors, as the train stage writes them.
+        target: the PNG.
+
+    Raises:
+        VapError: the weights, the bank or the decoder is absent or does not fit.
+    """
+    generator = Generator(folder, set_up_torch(params.compute))
+    config, n = generator.config, ROWS * COLUMNS
+    labels = sorted(plan_labels(config["class_counts"], n, "uniform", params.seed))
+    bank, prompts = None, None
+    if generator.method.kind == "prompts":
+        bank = PromptBank(bank_path(config["dataset"]))
+        draws = [np.random.default_rng([params.seed, 11, i]) for i in range(n)]
+        prompts = [bank.draw(generator.classes[c], rng) for c, rng in zip(labels, draws, strict=True)]
+    scale = params.method[config["method"]].sample.guidance_scale
+    images = generator.draw(list(range(n)), labels, prompts, bank, params.sample, scale, params.seed)
+    grid = images.reshape(ROWS, COLUMNS, *images.shape[1:]).swapaxes(1, 2)
+    H, W = images.shape[1:3]
+    with atomic(target) as part:
+        part.write_bytes(encode(grid.reshape(ROWS * H, COLUMNS * W, 3)))
