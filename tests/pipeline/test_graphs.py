@@ -29,7 +29,13 @@ PARAMS_FILES = ["params.yaml", *sorted(f"config/{p.name}" for p in CHECKOUT.glob
 UNTRACKED = {
     "compute": "how a stage runs, not what it makes",
     "caption.concurrency": "how many requests at once changes no answer",
+    "caption.max_failed": "how many images may fail changes no answer",
     "caption.timeout": "how long to wait for an answer does not change it",
+    "caption.vllm.command": "where vLLM is installed changes no answer",
+    "caption.vllm.data_parallel_size": "how many copies of the model answer does not change an answer",
+    "caption.vllm.env": "telemetry, paths and the like",
+    "caption.vllm.start_timeout": "how long to wait for the server changes no answer",
+    "caption.vllm.tensor_parallel_size": "how many GPUs share the model changes last digits at most",
     "learns_from": "decides which of two stages a method has: the graph itself",
 }
 # What a stage's code reads but does not track, and why; `compute` aside.
@@ -138,10 +144,21 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.fixture(scope="module")
-def graph(project: Project) -> Graph:
+def graph_of(project: Project) -> Callable[[str], Graph]:
+    """DVC's, of a params file."""
+
+    @cache
+    def graph_of(file: str) -> Graph:
+        with_params(project, file)
+        return dvc_graph(project.root)
+
+    return graph_of
+
+
+@pytest.fixture(scope="module")
+def graph(graph_of: Callable[[str], Graph]) -> Graph:
     """DVC's, of params.yaml as it is."""
-    with_params(project, "params.yaml")
-    return dvc_graph(project.root)
+    return graph_of("params.yaml")
 
 
 @pytest.mark.parametrize("file", PARAMS_FILES)
@@ -298,22 +315,42 @@ def code_deps(stage: Stage) -> set[str]:
     return {dep for dep in stage.deps if dep.startswith("vap/")}
 
 
-def test_all_code_of_a_stage_is_declared(graph: Graph) -> None:
+@cache
+def methods_of(kind: str) -> list[str]:
+    """The methods that any params file lists under learns_from.KIND."""
+    files = [yaml.safe_load((CHECKOUT / file).read_text(encoding="utf-8")) for file in PARAMS_FILES]
+    return sorted({method for data in files for method in data["learns_from"].get(kind, [])})
+
+
+def kindred(name: str, command: str) -> list[str]:
+    """A stage's command, and for train-KIND and sample-KIND that of every method of the kind.
+
+    The methods of a kind share one entry of dvc.yaml, which names their own files by ${item.method}; what
+    else it declares serves some of them.
+    """
+    kind = name.partition("@")[0].partition("-")[2]
+    before, after = command.split()[:3], command.split()[4:]
+    return [command, *(" ".join([*before, method, *after]) for method in methods_of(kind))]
+
+
+@pytest.mark.parametrize("file", PARAMS_FILES)
+def test_all_code_of_a_stage_is_declared(graph_of: Callable[[str], Graph], file: str) -> None:
     undeclared = {
         f"{name.partition('@')[0]}: {file}"
-        for name, stage in graph.items()
+        for name, stage in graph_of(file).items()
         for file in needed(stage.command)
         if not any(covers(dep, file) for dep in code_deps(stage))
     }
     assert sorted(undeclared) == []
 
 
-def test_all_declared_code_is_used(graph: Graph) -> None:
+@pytest.mark.parametrize("file", PARAMS_FILES)
+def test_all_declared_code_is_used(graph_of: Callable[[str], Graph], file: str) -> None:
     unused = {
         f"{name.partition('@')[0]}: {dep}"
-        for name, stage in graph.items()
+        for name, stage in graph_of(file).items()
         for dep in code_deps(stage)
-        if not any(covers(dep, file) for file in needed(stage.command))
+        if not any(covers(dep, file) for command in kindred(name, stage.command) for file in needed(command))
     }
     assert sorted(unused) == []
 
@@ -350,7 +387,9 @@ def under(key: str, keys: set[str]) -> bool:
 def test_every_setting_is_tracked(project: Project, file: str) -> None:
     with_params(project, file)
     tracked = {key for stage in dvc_graph(project.root).values() for key in stage.params}
-    keys = set(leaves(project.params()))
+    params = project.params()
+    listed = {name: params["method"][name] for name in params["methods"]}  # others may stand ready there
+    keys = set(leaves({**params, "method": listed}))
     assert sorted(key for key in keys if not under(key, tracked | UNTRACKED.keys())) == []
     assert sorted(key for key in tracked if under(key, set(UNTRACKED))) == []
     for key in UNTRACKED:

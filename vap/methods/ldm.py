@@ -1,0 +1,55 @@
+"""LDM, class-conditional: a baseline of the paper's Table 1 (Rombach et al., CVPR 2022)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from vap.diffusion.loss import denoising_loss
+from vap.diffusion.schedule import Schedule
+from vap.methods.base import Batch, DiffusionMethod, PlainTrainParams, Shapes
+from vap.models.ldm import LatentUNet
+from vap.params import PositiveInt, Section
+
+
+class LdmParams(Section):
+    """`method.ldm.model`."""
+
+    width: Annotated[int, Field(ge=8, multiple_of=8)]
+    multipliers: Annotated[list[PositiveInt], Field(min_length=1)]
+    res_blocks: PositiveInt
+    attention: list[Annotated[int, Field(ge=0)]]
+    head_channels: PositiveInt
+    context_dim: PositiveInt
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> LdmParams:
+        if self.width % self.head_channels:
+            raise ValueError(
+                f"'width' {self.width} must be a multiple of 'head_channels' {self.head_channels}"
+            )
+        if unknown := [level for level in self.attention if level >= len(self.multipliers)]:
+            raise ValueError(f"'attention' names level {unknown[0]} of {len(self.multipliers)}, from 0")
+        return self
+
+
+class Method(DiffusionMethod[LdmParams]):
+    kind = "latents"
+    model_params = LdmParams
+    train_params = PlainTrainParams
+
+    def build(self, shapes: Shapes) -> nn.Module:
+        return LatentUNet(
+            size=shapes.size,
+            channels=shapes.channels,
+            num_classes=shapes.num_classes,
+            **self.model.model_dump(),
+        )
+
+    def loss(self, net: nn.Module, batch: Batch, schedule: Schedule) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = denoising_loss(
+            lambda x, t: net(x, t, batch.condition.label), schedule, batch.x0, batch.t, batch.noise
+        )
+        return loss, {}
