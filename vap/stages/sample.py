@@ -11,9 +11,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from vap.artifacts import SCHEMAS, ArrowFile, atomic, build_arrow, provenance
+from vap.artifacts import SCHEMAS, ArrowFile, atomic, build_arrow, provenance, rank_and_world
 from vap.datasets.images import decode, encode
-from vap.diffusion.guidance import guided
+from vap.diffusion.guidance import guided, guided_together
 from vap.diffusion.sampler import noise_of, sample
 from vap.diffusion.schedule import Schedule
 from vap.errors import VapError
@@ -22,6 +22,7 @@ from vap.models import autoencoder
 from vap.models.autoencoder import Autoencoder
 from vap.params import MethodParams, Params, SampleParams
 from vap.prompts.bank import PromptBank
+from vap.prompts.draws import Draws, draws_of, parse_condition
 from vap.stages.common import (
     autoencoder_path,
     bank_path,
@@ -34,15 +35,18 @@ from vap.stages.common import (
 from vap.training.checkpoint import load_weights
 from vap.training.data import condition_of, null_of
 
-SPLIT = {"seen": "train", "unseen": "test"}  # condition to the split whose descriptions are drawn
 PREVIEW = 64  # images of the preview
 
 
 class Generator:
-    """A trained model with its decoder, ready to draw."""
+    """A trained model with its decoder, ready to draw.
 
-    def __init__(self, dataset: str, method: str, device: torch.device) -> None:
-        folder = model_path(dataset, method)
+    Args:
+        folder: of the model, as the train stage writes it.
+        compile: by torch.compile.
+    """
+
+    def __init__(self, folder: Path, device: torch.device, compile: bool = False) -> None:
         config_file = folder / "config.json"
         if not config_file.is_file():
             raise VapError(config_file, "no such file", "a trained model", "run the train stage")
@@ -54,6 +58,7 @@ class Generator:
                 "sample": {"guidance_scale": 1.0},
             }
         )
+        method = self.config["method"]
         self.method: DiffusionMethod[Any] = load_method(method, {method: entry})
         self.classes: list[str] = self.config["classes"]
         self.shapes = Shapes(**self.config["shapes"])
@@ -61,7 +66,9 @@ class Generator:
         self.net = self.method.build(self.shapes)
         load_weights(self.net, folder / "model.safetensors")
         self.net.to(device).eval()
-        self.autoencoder: Autoencoder = autoencoder.load(autoencoder_path(dataset))
+        if compile:
+            self.net.compile()  # type: ignore[no-untyped-call]
+        self.autoencoder: Autoencoder = autoencoder.load(autoencoder_path(self.config["dataset"]))
         self.autoencoder.net.to(device)
         self.device = device
 
@@ -74,19 +81,22 @@ class Generator:
         settings: SampleParams,
         guidance_scale: float,
         seed: int,
+        draws: Draws | None = None,
     ) -> np.ndarray:
         """Images of given samples; each depends on its index, class, description and seed alone.
 
         Args:
             indices: of the samples in the run.
             labels: class indices.
-            prompts: rows of `bank`; None for class-only methods.
+            prompts: numbers of descriptions; None for class-only methods.
+            bank: that the method was trained on.
+            draws: whose descriptions `prompts` number; None for the bank's rows.
 
         Returns:
             uint8 [B, H, W, 3].
         """
         B, s = len(indices), self.shapes
-        condition = condition_of(labels, prompts, bank)
+        condition = condition_of(labels, prompts, draws or bank)
         null = null_of(B, s.num_classes, bank if prompts is not None else None)
         return self.draw_from(indices, condition, null, settings, guidance_scale, seed)
 
@@ -107,17 +117,25 @@ class Generator:
         def noise(draw: int) -> Tensor:
             return torch.stack([noise_of(seed, i, shape, draw) for i in indices]).to(self.device)
 
-        predictor = self.method.predictor(self.net, condition.to(self.device), null.to(self.device))
-        latents = sample(
-            guided(predictor, guidance_scale),
-            self.schedule,
-            noise(0),
-            sampler=settings.sampler,
-            steps=settings.steps,
-            order=settings.order,
-            spacing=settings.spacing,
-            step_noise=noise,
-        )
+        condition, null = condition.to(self.device), null.to(self.device)
+        if self.device.type == "cuda" and guidance_scale not in (0.0, 1.0):
+            both = null.joined(condition)
+            pair = self.method.predictor(self.net, both, both)
+            predict = guided_together(lambda x, t: pair(x, t, False), guidance_scale)
+        else:  # two passes, since the null prompt is the shorter one
+            predict = guided(self.method.predictor(self.net, condition, null), guidance_scale)
+        half = settings.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            latents = sample(
+                predict,
+                self.schedule,
+                noise(0),
+                sampler=settings.sampler,
+                steps=settings.steps,
+                order=settings.order,
+                spacing=settings.spacing,
+                step_noise=noise,
+            )
         return to_images(self.autoencoder.decode(latents / self.config["scale"]))
 
 
@@ -138,14 +156,16 @@ def plan_labels(counts: list[int], n: int, how: str, seed: int) -> list[int]:
 def run(params: Params, dataset: str, method: str, condition: str) -> Path:
     """Write results/samples/{dataset}/{method}-{condition}.arrow and its preview .png.
 
+    Args:
+        condition: where the descriptions come from (vap.prompts.draws).
+
     Raises:
-        VapError: the model, the bank or the decoder is absent or does not fit.
+        VapError: the model, the bank or the decoder is absent or does not fit, or a class has no description.
     """
-    if condition not in SPLIT:
-        raise VapError("condition", repr(condition), " or ".join(SPLIT), "name one of these")
+    parse_condition(condition)
     device = set_up_torch(params.compute)
     settings, guidance_scale = params.sample, params.method[method].sample.guidance_scale
-    generator = Generator(dataset, method, device)
+    generator = Generator(model_path(dataset, method), device, params.compute.compile)
     model, decoder = model_path(dataset, method), autoencoder_path(dataset)
     inputs = {
         "config": model / "config.json",
@@ -153,10 +173,12 @@ def run(params: Params, dataset: str, method: str, condition: str) -> Path:
         "autoencoder_config": decoder / "config.json",
         "autoencoder": decoder / "diffusion_pytorch_model.safetensors",
     }
-    bank = None
+    bank, draws = None, None
     if generator.method.kind == "prompts":
         inputs["prompts"] = bank_path(dataset)
         bank = PromptBank(bank_path(dataset))
+        draws = draws_of(condition, bank, generator.classes, device)
+        inputs |= draws.inputs
     record = provenance(
         "sample",
         (dataset, method, condition),
@@ -171,18 +193,25 @@ def run(params: Params, dataset: str, method: str, condition: str) -> Path:
     )
     labels = plan_labels(generator.config["class_counts"], settings.n, settings.labels, params.seed)
     prompts: list[int] | None = None
-    if bank is not None:
+    if draws is not None:
         prompts = [
-            bank.draw(generator.classes[label], np.random.default_rng([params.seed, 11, i]), SPLIT[condition])
+            draws.draw(generator.classes[label], np.random.default_rng([params.seed, 11, i]))
             for i, label in enumerate(labels)
         ]
 
     def make_part(rows: range) -> pa.RecordBatch:
         chosen = prompts[rows.start : rows.stop] if prompts is not None else None
         images = generator.draw(
-            list(rows), labels[rows.start : rows.stop], chosen, bank, settings, guidance_scale, params.seed
+            list(rows),
+            labels[rows.start : rows.stop],
+            chosen,
+            bank,
+            settings,
+            guidance_scale,
+            params.seed,
+            draws,
         )
-        texts = [bank.text(row) for row in chosen] if bank and chosen else [None] * len(rows)
+        texts = [draws.text(row) for row in chosen] if draws and chosen else [None] * len(rows)
         return pa.RecordBatch.from_arrays(
             [
                 pa.array(list(rows), pa.int64()),
@@ -203,7 +232,8 @@ def run(params: Params, dataset: str, method: str, condition: str) -> Path:
         part_rows=settings.batch_size,
         metadata={"classes": generator.classes},
     )
-    _preview(path, preview_path(dataset, method, condition))
+    if not rank_and_world()[0]:
+        _preview(path, preview_path(dataset, method, condition))
     return path
 
 

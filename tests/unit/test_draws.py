@@ -1,0 +1,324 @@
+"""Whose descriptions a sample gets: the bank's, another dataset's, or a user's own sentences."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from toy import CLASSES, WIDTH, bank_row, settings, write, write_bank, write_latents
+
+import vap.prompts.draws as module
+from vap.artifacts import ArrowFile
+from vap.draw import draw
+from vap.errors import VapError
+from vap.models.autoencoder import small_kl
+from vap.prompts.bank import PromptBank
+from vap.prompts.draws import BankDraws, SentenceDraws, draws_of, encoder_of, parse_condition, read_sentences
+from vap.prompts.encoders import Encoded
+from vap.prompts.report import nearest, show, statistics, stats
+from vap.stages import sample, train
+
+BANK, OTHER = Path("data/prompts/own.arrow"), Path("data/prompts/other.arrow")
+TEXTS = Path("data/texts/mine.txt")
+
+
+class Place:
+    kind, revision = "transformers", "toy"
+
+
+class Stub:
+    """States that can be foretold: one token a word, all equal to the text's length."""
+
+    def __init__(self, name: str, max_tokens: int, _device: Any = "cpu") -> None:
+        self.max_tokens = max_tokens
+
+    def encode(self, texts: Sequence[str]) -> list[Encoded]:
+        lengths = [min(len(text.split()), self.max_tokens) for text in texts]
+        states = [np.full((n, WIDTH), len(t), np.float32) for n, t in zip(lengths, texts, strict=True)]
+        return [Encoded(s, s.mean(0)) for s in states]
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    write_bank(BANK)
+    monkeypatch.setattr(module, "load_encoder", Stub)
+    monkeypatch.setattr(module, "locate", lambda name: Place())
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    if torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(False)
+
+
+def write_other(classes: list[str], **metadata: Any) -> Path:
+    """Another dataset's bank, one description a class."""
+    rows = [bank_row("", np.zeros((2, WIDTH)), [])]
+    for i, label in enumerate(classes):
+        rows.append(bank_row(f"foreign {label}", np.full((3, WIDTH), i + 1.0), [(f"o{i}", label, "train")]))
+    facts = {"width": WIDTH, "max_tokens": 6, "dtype": "fp16", "encoder": "toy", "revision": "toy"}
+    return write(OTHER, "bank", rows, **(facts | {"classes": classes} | metadata))
+
+
+def write_texts(content: str) -> Path:
+    TEXTS.parent.mkdir(parents=True, exist_ok=True)
+    TEXTS.write_text(content, encoding="utf-8")
+    return TEXTS
+
+
+# ── conditions ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("condition", "parts"),
+    [
+        ("seen", ("seen", None)),
+        ("unseen", ("unseen", None)),
+        ("unseen-phantom-isic2019", ("unseen", "phantom-isic2019")),
+        ("texts-mine", ("texts", "mine")),
+    ],
+)
+def test_a_condition_is_a_file_name(condition: str, parts: tuple[str, str | None]) -> None:
+    assert parse_condition(condition) == parts
+
+
+@pytest.mark.parametrize(
+    "condition",
+    ["", "other", "seen-x", "unseen:x", "unseen-", "texts", "texts-../x", "unseen-a/b", "unseen-a b"],
+)
+def test_what_is_no_condition_is_one_line(condition: str) -> None:
+    with pytest.raises(VapError, match="seen, unseen, unseen-DATASET or texts-NAME"):
+        parse_condition(condition)
+
+
+def test_seen_and_unseen_are_the_two_splits() -> None:
+    bank = PromptBank(BANK)
+    for condition, split in (("seen", "train"), ("unseen", "test")):
+        source = draws_of(condition, bank, CLASSES)
+        rng = np.random.default_rng(0)
+        drawn = {source.draw("mole", rng) for _ in range(200)}
+        assert drawn == set(bank.rows("mole", split).tolist())
+        assert source.inputs == {}
+
+
+def test_another_datasets_descriptions_by_class_name() -> None:
+    write_other(["wart", "scar", "mole"])
+    source = draws_of("unseen-other", PromptBank(BANK), CLASSES)
+    row = source.draw("scar", np.random.default_rng(0))
+    assert source.text(row) == "foreign scar"
+    assert source.inputs == {"prompts_from": OTHER}
+    context, mask = source.collate([row, row])
+    assert context.shape == (2, 3, WIDTH)
+    assert bool((context == 2).all())
+    assert bool(mask.all())
+
+
+@pytest.mark.parametrize(
+    ("classes", "metadata", "told"),
+    [
+        (["mole"], {}, r"no training description of class 'scar'; it has mole"),
+        (CLASSES, {"revision": "x"}, r"states of toy, revision x; expected toy, revision toy"),
+        (CLASSES, {"max_tokens": 7}, r"descriptions of up to 7 tokens; expected 6"),
+    ],
+)
+def test_a_bank_that_does_not_fit_is_one_line(
+    classes: list[str], metadata: dict[str, Any], told: str
+) -> None:
+    write_other(classes, **metadata)
+    with pytest.raises(VapError, match=told):
+        draws_of("unseen-other", PromptBank(BANK), CLASSES)
+
+
+# ── sentences ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_sentences_with_their_class() -> None:
+    file = write_texts("# a comment\nmole\ta dark one\n\nscar\ta long pale line\nmole\tround \n")
+    assert read_sentences(file, CLASSES) == [
+        ("mole", "a dark one"),
+        ("scar", "a long pale line"),
+        ("mole", "round"),
+    ]
+    assert read_sentences(file, CLASSES, "scar") == [("scar", "a long pale line")]
+
+
+def test_sentences_alone_for_one_class() -> None:
+    file = write_texts("a dark one\nround\n")
+    assert read_sentences(file, CLASSES, "mole") == [("mole", "a dark one"), ("mole", "round")]
+    assert read_sentences(file, ["only"]) == [("only", "a dark one"), ("only", "round")]
+
+
+@pytest.mark.parametrize(
+    ("content", "label", "told"),
+    [
+        ("a dark one\n", None, "mine.txt:1: found a sentence without a class"),
+        ("mole\tx\nwart\ty\n", None, "mine.txt:2: found class 'wart'"),
+        ("mole\tx\n", None, "no sentence of class 'scar'"),
+        ("mole\tx\n", "scar", "no sentence of class 'scar'"),
+        ("mole\t \n", "mole", "mine.txt:1: found no sentence"),
+        ("", "mole", "no sentence of class 'mole'"),
+    ],
+)
+def test_sentences_that_do_not_fit_are_one_line(content: str, label: str | None, told: str) -> None:
+    with pytest.raises(VapError, match=told):
+        read_sentences(write_texts(content), CLASSES, label)
+
+
+def test_a_file_that_is_no_text_is_one_line() -> None:
+    with pytest.raises(VapError, match="no readable text"):
+        read_sentences(Path("absent.txt"), CLASSES)
+    write_texts("").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(VapError, match="no readable text"):
+        read_sentences(TEXTS, CLASSES)
+
+
+def test_sentences_are_drawn_evenly_and_encoded_as_the_bank() -> None:
+    write_texts("mole\tone two\nscar\tlong pale thin line\nmole\tround\n")
+    source = draws_of("texts-mine", PromptBank(BANK), CLASSES)
+    assert source.inputs == {"texts": TEXTS}
+    rng = np.random.default_rng(0)
+    drawn = Counter(source.text(source.draw("mole", rng)) for _ in range(4000))
+    assert drawn["round"] / 4000 == pytest.approx(0.5, abs=0.03)
+    assert drawn["one two"] + drawn["round"] == 4000
+    context, mask = source.collate([0, 1])
+    assert mask.tolist() == [[True, True, False, False], [True] * 4]
+    assert context[0, :, 0].tolist() == [7, 7, 0, 0]
+    assert context.dtype == torch.float32
+
+
+def test_another_encoder_than_the_banks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Place, "revision", "other weights")
+    bank = PromptBank(BANK)
+    told = "encoder toy: found states of toy, revision other weights; expected toy, revision toy"
+    for use in (lambda: SentenceDraws([("mole", "x")], bank), lambda: encoder_of(bank)):
+        with pytest.raises(VapError, match=told):
+            use()
+
+
+# ── sampling and drawing ────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def trained() -> Any:
+    """A trained model of the toy latents, with a decoder."""
+    params = settings(sample__n=6, sample__steps=2, sample__batch_size=4)
+    write_latents(Path("data/latents/own.arrow"))
+    torch.manual_seed(0)
+    small_kl(8, 1, [8, 8], 2).save(Path("data/autoencoders/own"))
+    for method in ("vap", "uvit"):
+        train.run(params, "own", method)
+    return params
+
+
+@pytest.mark.parametrize("condition", ["unseen", "unseen-other", "texts-mine"])
+def test_sample_writes_whose_descriptions_it_took(trained: Any, condition: str) -> None:
+    write_other(CLASSES)
+    write_texts("mole\tmy mole\nscar\tmy scar\n")
+    path = sample.run(trained, "own", "vap", condition)
+    assert path == Path(f"results/samples/own/vap-{condition}.arrow")
+    file, bank = ArrowFile(path, "samples"), PromptBank(BANK)
+    for row in file.rows(["label", "text"]):
+        expected = {
+            "unseen": {bank.text(int(i)) for i in bank.rows(row["label"], "test")},
+            "unseen-other": {f"foreign {row['label']}"},
+            "texts-mine": {f"my {row['label']}"},
+        }
+        assert row["text"] in expected[condition]
+    inputs = file.metadata["provenance"]["inputs"]
+    extra = {"unseen-other": "prompts_from", "texts-mine": "texts"}.get(condition)
+    assert extra is None or len(inputs[extra]["sha256"]) == 64
+    first = path.read_bytes()
+    path.unlink()
+    assert sample.run(trained, "own", "vap", condition).read_bytes() == first
+
+
+def test_a_method_of_the_class_alone_takes_no_text(trained: Any) -> None:
+    write_texts("mole\tmy mole\n")
+    file = ArrowFile(sample.run(trained, "own", "uvit", "unseen"), "samples")
+    assert set(file.column("text")) == {None}
+    with pytest.raises(VapError, match="the method uses the class alone"):
+        draw(trained, "own", "uvit", "mole", None, 2, Path("drawn.png"), 0, TEXTS)
+
+
+def test_draw_takes_the_sentences_of_the_class_in_turn(trained: Any) -> None:
+    write_texts("mole\tdark\nscar\tpale\nmole\tround one\n")
+    target = Path("drawn.png")
+    assert draw(trained, "own", "vap", "mole", None, 3, target, 0, TEXTS) == ["dark", "round one", "dark"]
+    assert target.read_bytes()[:4] == b"\x89PNG"
+    assert draw(trained, "own", "vap", "mole", "red", 2, target, 0) == ["red", "red"]
+    with pytest.raises(VapError, match="--text and --texts"):
+        draw(trained, "own", "vap", "mole", "red", 2, target, 0, TEXTS)
+
+
+# ── what `vap bank` tells ───────────────────────────────────────────────────────────────────────
+
+
+def write_known() -> PromptBank:
+    """Pooled vectors of length 1 at known angles: two moles 60 degrees apart, a scar opposite the first."""
+    half = 3**0.5 / 2
+    rows = [bank_row("", np.ones((2, 2)), [("n0", "mole", "train")])]  # n0 has no description
+    for text, vector, images in (
+        ("Dark, round", (1, 0), [("a0", "mole", "train"), ("a1", "mole", "test")]),
+        ("dark", (0.5, half), [("a2", "mole", "train")]),
+        ("pale line", (-1, 0), [("b0", "scar", "train")]),
+    ):
+        rows.append(bank_row(text, np.tile(vector, (3 + len(images), 1)), images))
+    facts = {"encoder": "toy", "revision": "toy", "width": 2, "max_tokens": 6, "dtype": "fp16"}
+    return PromptBank(write(BANK, "bank", rows, **facts, classes=CLASSES))
+
+
+def test_statistics_by_hand() -> None:
+    found = statistics(write_known())
+    mole, scar = found["mole"], found["scar"]
+    assert (mole.images, mole.distinct, mole.vocabulary, mole.tokens_max) == (3, 2, 2, 5)
+    assert mole.tokens_mean == pytest.approx((5 + 5 + 4) / 3)
+    assert mole.shared == pytest.approx(2 / 3)
+    assert mole.intra == pytest.approx(0.5, abs=1e-3)
+    assert mole.inter == pytest.approx((-1 - 0.5) / 2, abs=1e-3)
+    assert scar.inter == mole.inter
+    assert (scar.intra, scar.shared) == (None, 0)
+
+
+def test_nearest_by_the_cosine() -> None:
+    bank = write_known()
+    query = np.array([2.0, 0.1], np.float32)
+    hits = nearest(bank, query, 3)
+    assert [hit.text for hit in hits] == ["Dark, round", "dark", "pale line"]
+    assert hits[0].similarity == pytest.approx(2 / np.hypot(2, 0.1), abs=1e-3)
+    assert (hits[0].ids, hits[0].labels) == (["a0", "a1"], ["mole", "mole"])
+    assert [hit.text for hit in nearest(bank, query, 3, label="scar")] == ["pale line"]
+    (only,) = nearest(bank, query, 3, split="test")
+    assert (only.ids, only.splits) == (["a1"], ["test"])  # the image of that split alone
+    with pytest.raises(VapError, match="no description of class 'wart'"):
+        nearest(bank, query, 3, label="wart")
+
+
+def test_show_and_stats_print_all_classes() -> None:
+    write_known()
+    console = Console(record=True, width=140)
+    show("own", 3, console)
+    stats("own", console)
+    text = console.export_text()
+    for part in (
+        "toy, revision toy",
+        "3 distinct, of 5 images",
+        "mole",
+        "scar",
+        "Dark, round",
+        "pale line",
+        "fp16",
+    ):
+        assert part in text
+
+
+def test_draws_of_a_bank_are_its_own() -> None:
+    bank = PromptBank(BANK)
+    source = BankDraws(bank, "train")
+    assert all(torch.equal(a, b) for a, b in zip(source.collate([1, 2]), bank.collate([1, 2]), strict=True))
+    assert source.text(1) == bank.text(1)

@@ -1,0 +1,237 @@
+"""Where the description of a sample comes from: the conditions of `vap sample` and `vap draw`.
+
+    seen             the training descriptions of the class
+    unseen           the descriptions of the test images of the class
+    unseen-DATASET   another dataset's training descriptions, classes matched by name
+    texts-NAME       the sentences of data/texts/NAME.txt
+
+A condition is spelled so in the command, in file names and in every record.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vap.errors import VapError
+from vap.prompts.bank import PromptBank, TokenSource
+from vap.prompts.encoders import TextEncoder, load_encoder
+from vap.prompts.places import locate
+from vap.prompts.states import store, unpack
+from vap.stages.common import bank_path
+
+CONDITIONS = "seen, unseen, unseen-DATASET or texts-NAME"
+SPLIT = {"seen": "train", "unseen": "test"}  # condition to the split whose descriptions are drawn
+
+
+class Draws(TokenSource, Protocol):
+    """A source of descriptions by class."""
+
+    @property
+    def inputs(self) -> dict[str, Path]:
+        """The files that it reads beside the dataset's own bank, for the record."""
+
+    def draw(self, label: str, rng: np.random.Generator) -> int:
+        """The number of a description of class `label`."""
+
+    def text(self, row: int) -> str:
+        """The description of that number."""
+
+
+def parse_condition(condition: str) -> tuple[str, str | None]:
+    """("seen" | "unseen" | "texts", the name behind the dash if there is one).
+
+    Raises:
+        VapError: it is none of the conditions.
+    """
+    found = re.fullmatch(r"(seen|unseen)|(unseen|texts)-([A-Za-z0-9][A-Za-z0-9_-]*)", condition)
+    if not found:
+        raise VapError("condition", repr(condition), CONDITIONS, "name one of these")
+    return found[1] or found[2], found[3]
+
+
+def draws_of(condition: str, bank: PromptBank, classes: Sequence[str], device: Any = "cpu") -> Draws:
+    """The source of a condition, checked for all classes.
+
+    Args:
+        bank: of the dataset that the model was trained on.
+        classes: of that dataset.
+
+    Raises:
+        VapError: a class has no description there, or the source's encoder is not the bank's.
+    """
+    kind, name = parse_condition(condition)
+    if kind == "texts":
+        path = Path("data/texts") / f"{name}.txt"
+        return SentenceDraws(read_sentences(path, classes), bank, device, path)
+    if name is None:
+        return BankDraws(bank, SPLIT[kind])
+    return from_bank(PromptBank(bank_path(name)), bank, classes)
+
+
+@dataclass(frozen=True)
+class BankDraws:
+    """Descriptions of one split of a bank; an image's each, so that frequent ones stay frequent."""
+
+    bank: PromptBank
+    split: str
+    inputs: dict[str, Path] = field(default_factory=dict)
+
+    def draw(self, label: str, rng: np.random.Generator) -> int:
+        return self.bank.draw(label, rng, self.split)
+
+    def text(self, row: int) -> str:
+        return self.bank.text(row)
+
+    def collate(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return self.bank.collate(rows)
+
+
+def from_bank(other: PromptBank, bank: PromptBank, classes: Sequence[str]) -> BankDraws:
+    """The training descriptions of another dataset's bank.
+
+    Raises:
+        VapError: it lacks a class, or was made by another encoder or with longer texts than `bank`.
+    """
+    require_same_encoder(other.file.path, other.metadata, bank)
+    if other.max_tokens > bank.max_tokens:
+        raise VapError(
+            other.file.path,
+            f"descriptions of up to {other.max_tokens} tokens",
+            f"{bank.max_tokens}, as {bank.file.path}",
+            "encode both datasets with one encode.max_tokens",
+        )
+    there = {label for label in other.metadata["classes"] if other.has(label)}
+    if missing := [label for label in classes if label not in there]:
+        raise VapError(
+            other.file.path,
+            f"no training description of class {missing[0]!r}; it has {', '.join(sorted(there))}",
+            f"all of {', '.join(classes)}",
+            "name a dataset with the same classes",
+        )
+    return BankDraws(other, "train", {"prompts_from": other.file.path})
+
+
+def require_same_encoder(where: Any, found: dict[str, Any], bank: PromptBank) -> None:
+    """Check that `found` (encoder, revision) is the encoder of `bank`.
+
+    Raises:
+        VapError: another encoder or other weights.
+    """
+    wanted = bank.metadata
+    if found["revision"] != wanted["revision"]:
+        raise VapError(
+            where,
+            f"states of {found['encoder']}, revision {found['revision']}",
+            f"{wanted['encoder']}, revision {wanted['revision']}, as {bank.file.path}",
+            "use that encoder's files, or encode again",
+        )
+
+
+def encoder_of(bank: PromptBank, device: Any = "cpu") -> TextEncoder:
+    """The encoder that made a bank.
+
+    Raises:
+        VapError: its files are gone, or its weights are no longer those.
+    """
+    name = bank.metadata["encoder"]
+    require_same_encoder(f"encoder {name}", {"encoder": name, "revision": locate(name).revision}, bank)
+    return load_encoder(name, bank.max_tokens, device)
+
+
+def read_sentences(path: Path, classes: Sequence[str], label: str | None = None) -> list[tuple[str, str]]:
+    """(class, sentence) of a text file: `class<TAB>sentence` a line, or sentences alone.
+
+    Empty lines and lines that begin with # are left out.
+
+    Args:
+        classes: the known ones.
+        label: the class of sentences alone; where the lines name theirs, only its lines are kept.
+            None keeps all, and asks for at least one sentence of each class.
+
+    Raises:
+        VapError: a line names no known class, or a class has no sentence.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise VapError(
+            path, f"no readable text ({error})", "class<TAB>sentence a line, in UTF-8", "name such a file"
+        ) from None
+    found: list[tuple[str, str]] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, tab, sentence = line.partition("\t")
+        if not tab:
+            only = label or (classes[0] if len(classes) == 1 else None)
+            if only is None:
+                raise VapError(
+                    f"{path}:{number}", "a sentence without a class", "class<TAB>sentence", "name the class"
+                )
+            name, sentence = only, line
+        if name.strip() not in classes or not sentence.strip():
+            what = f"class {name.strip()!r}" if sentence.strip() else "no sentence"
+            raise VapError(
+                f"{path}:{number}",
+                what,
+                f"a class of {', '.join(classes)} and a sentence",
+                "correct the line",
+            )
+        found.append((name.strip(), sentence.strip()))
+    for wanted in classes if label is None else [label]:
+        if not any(name == wanted for name, _ in found):
+            raise VapError(path, f"no sentence of class {wanted!r}", "at least one", "add a line")
+    return [entry for entry in found if label in (None, entry[0])]
+
+
+class SentenceDraws:
+    """A user's own sentences, each of a class equally likely, encoded as the bank's descriptions were.
+
+    Args:
+        sentences: (class, sentence).
+        bank: its encoder, max_tokens and dtype are used.
+        path: the file of the sentences, for the record.
+
+    Raises:
+        VapError: the encoder's weights are no longer those that made the bank.
+    """
+
+    def __init__(
+        self,
+        sentences: Sequence[tuple[str, str]],
+        bank: PromptBank,
+        device: Any = "cpu",
+        path: Path | None = None,
+    ) -> None:
+        encoder = encoder_of(bank, device)
+        self.inputs: dict[str, Path] = {"texts": path} if path else {}
+        self.sentences = list(sentences)
+        self.rows: dict[str, list[int]] = {}
+        self.states: list[Tensor] = []  # (n_tokens, width) float32 each
+        for row, (label, sentence) in enumerate(self.sentences):
+            self.rows.setdefault(label, []).append(row)
+            exact = torch.from_numpy(encoder.encode([sentence])[0].tokens)  # alone: no batch-mate matters
+            self.states.append(unpack(*store(exact, bank.dtype)))
+
+    def draw(self, label: str, rng: np.random.Generator) -> int:
+        """The number of a sentence of class `label`."""
+        return self.rows[label][rng.integers(len(self.rows[label]))]
+
+    def text(self, row: int) -> str:
+        """The sentence of that number."""
+        return self.sentences[row][1]
+
+    def collate(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """As `PromptBank.collate`."""
+        states = [self.states[row] for row in rows]
+        lengths = torch.tensor([len(s) for s in states])
+        context = torch.nn.utils.rnn.pad_sequence(states, batch_first=True)
+        return context, torch.arange(context.shape[1])[None] < lengths[:, None]
