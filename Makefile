@@ -7,7 +7,7 @@ UV      := .tools/bin/uv
 READY   := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: table1 test test-slow check format bench lock setup clean help
+.PHONY: table1 test test-slow test-vllm check format bench lock setup clean help
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -21,6 +21,9 @@ test: $(READY)   ## set up, then run the tests
 
 test-slow: $(READY) ## the tests that take minutes
 	python -m pytest -m slow
+
+test-vllm: $(READY) ## the tests with a real vLLM server, where one can be installed for the CPU
+	@if sh tests/vllm/environment.sh; then python -m pytest -m vllm tests/vllm; fi
 
 check: $(READY)  ## format, lint, types, and the two graphs
 	ruff format --check .

@@ -21,9 +21,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="VAP-Diffusion as a pipeline. `snakemake` or `dvc repro` run the stages; these are their commands.",
 )
+bank = typer.Typer(no_args_is_help=True, help="Look into a dataset's prompt bank.")
+app.add_typer(bank, name="bank")
+audits = typer.Typer(no_args_is_help=True, help="Look at what the stages have made.")
+app.add_typer(audits, name="audit")
 Dataset = Annotated[str, typer.Argument(help="A name under `datasets` of params.yaml.")]
 Method = Annotated[str, typer.Argument(help="A name under `methods` of params.yaml.")]
-Condition = Annotated[str, typer.Argument(help="seen (training descriptions) or unseen (test descriptions).")]
+Condition = Annotated[
+    str,
+    typer.Argument(
+        help="Whose descriptions: seen (training), unseen (test), unseen-DATASET (another dataset's), or "
+        "texts-NAME (data/texts/NAME.txt, class<TAB>sentence a line)."
+    ),
+]
 
 
 def _params(dataset: str | None = None, method: str | None = None) -> Params:
@@ -32,7 +42,7 @@ def _params(dataset: str | None = None, method: str | None = None) -> Params:
     params = load()
     for kind, name, known in (
         ("dataset", dataset, params.dataset),
-        ("method", method, params.method),
+        ("method", method, params.methods),
     ):
         if name is not None and name not in known:
             raise VapError(
@@ -76,17 +86,27 @@ def latents(dataset: Dataset) -> None:
 @app.command()
 def train(dataset: Dataset, method: Method) -> None:
     """Train one method on one dataset."""
+    from vap.processes import launched_together
+
+    params = _params(dataset, method)
+    if launched_together(params.compute.processes, ["train", dataset, method]):
+        return
     from vap.stages.train import run
 
-    run(_params(dataset, method), dataset, method)
+    run(params, dataset, method)
 
 
 @app.command()
 def sample(dataset: Dataset, method: Method, condition: Condition) -> None:
     """Draw images from a trained method."""
+    from vap.processes import launched_together
+
+    params = _params(dataset, method)
+    if launched_together(params.compute.processes, ["sample", dataset, method, condition]):
+        return
     from vap.stages.sample import run
 
-    run(_params(dataset, method), dataset, method, condition)
+    run(params, dataset, method, condition)
 
 
 @app.command()
@@ -119,6 +139,9 @@ def draw(
     method: Method,
     label: Annotated[str, typer.Option(help="The class.")],
     text: Annotated[str | None, typer.Option(help="A sentence; without it, drawn from the bank.")] = None,
+    texts: Annotated[
+        Path | None, typer.Option(help="A file of sentences, or of class<TAB>sentence lines, taken in turn.")
+    ] = None,
     n: Annotated[int, typer.Option(min=1, max=512, help="Images.")] = 8,
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("drawn.png"),
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
@@ -126,10 +149,78 @@ def draw(
     """Draw images of a class, and of a sentence, from a trained model."""
     from vap.draw import draw as run
 
-    texts = run(_params(dataset, method), dataset, method, label, text, n, out, seed)
-    for line in dict.fromkeys(text for text in texts if text):
+    used = run(_params(dataset, method), dataset, method, label, text, n, out, seed, texts)
+    for line in dict.fromkeys(text for text in used if text):
         print(line)
     print(out)
+
+
+@app.command(hidden=True)
+def preview(folder: Path, target: Path) -> None:
+    """Write a sample grid from a training run's weights (compute.preview_every)."""
+    from vap.preview import preview as run
+
+    run(_params(), folder, target)
+
+
+@app.command()
+def export(
+    dataset: Dataset,
+    method: Method,
+    target: Annotated[Path, typer.Argument(help="FILE.safetensors or FILE.pth.")],
+) -> None:
+    """Write a trained U-ViT's weights for the official code (baofff/U-ViT)."""
+    from vap.export import export as run
+
+    _params(dataset, method)
+    run(dataset, method, target)
+    print(target)
+
+
+@bank.command("show")
+def bank_show(
+    dataset: Dataset,
+    examples: Annotated[int, typer.Option(min=0, help="Descriptions to show.")] = 3,
+) -> None:
+    """Metadata, size, images a class and split, token lengths, a few descriptions."""
+    from vap.prompts.report import show
+
+    _params(dataset)
+    show(dataset, examples)
+
+
+@bank.command("search")
+def bank_search(
+    dataset: Dataset,
+    query: Annotated[str, typer.Argument(help="A sentence.")],
+    label: Annotated[str | None, typer.Option(help="Only this class.")] = None,
+    split: Annotated[str | None, typer.Option(help="Only train, val or test.")] = None,
+    n: Annotated[int, typer.Option(min=1, help="Descriptions.")] = 10,
+) -> None:
+    """The descriptions nearest to a sentence."""
+    from vap.prompts.report import search
+
+    search(dataset, query, _params(dataset).compute, n, label, split)
+
+
+@bank.command("stats")
+def bank_stats(dataset: Dataset) -> None:
+    """How many, how long, how varied and how alike the descriptions of each class are."""
+    from vap.prompts.report import stats
+
+    _params(dataset)
+    stats(dataset)
+
+
+@audits.command("captions")
+def audit_captions(dataset: Dataset) -> None:
+    """Count what the descriptions say, and how much of it is true, under results/audit/DATASET/."""
+    from vap.captioning.audit import audit
+
+    _params(dataset)
+    folder = audit(dataset)
+    print((folder / "captions.md").read_text(encoding="utf-8"))
+    print(f"Images with their descriptions: {folder / 'captions.html'}")
 
 
 @app.command()

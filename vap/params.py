@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 
 from vap.errors import VapError
 
@@ -19,7 +27,33 @@ PARAMS_FILE = Path("params.yaml")
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 PositiveInt = Annotated[int, Field(ge=1)]
-Modality = Literal["dermoscopy", "chest_xray", "colonoscopy"]
+QUESTIONS = Path(__file__).parent / "captioning" / "questions"
+
+
+def _modality(value: str) -> str:
+    """A modality is known by its question file."""
+    known = sorted(path.stem for path in QUESTIONS.glob("*.yaml"))
+    if value not in known:
+        raise ValueError(f"a name with a question file {QUESTIONS.name}/NAME.yaml: {', '.join(known)}")
+    return value
+
+
+def _server(value: object) -> str | list[str]:
+    """A server of our own, or where one or several others are."""
+    urls = [value] if isinstance(value, str) else value
+    if value in ("measured", "vllm"):
+        return str(value)
+    if (
+        not isinstance(urls, list)
+        or not urls
+        or not all(isinstance(url, str) and re.match("https?://.", url) for url in urls)
+        or len(set(urls)) < len(urls)
+    ):
+        raise ValueError("measured, vllm, http://HOST:PORT/v1, or a list of such URLs, each once")
+    return value if isinstance(value, str) else urls
+
+
+Modality = Annotated[str, AfterValidator(_modality)]
 Kind = Literal["latents", "prompts"]
 
 
@@ -43,18 +77,40 @@ class PrepareParams(Section):
     on_error: Literal["stop", "skip"]
 
 
+class VllmParams(Section):
+    """`vllm serve`, where caption.server is vllm."""
+
+    command: Annotated[str, Field(min_length=1)]
+    model: str | None
+    revision: str | None
+    dtype: str
+    max_model_len: PositiveInt | None
+    tensor_parallel_size: PositiveInt
+    data_parallel_size: PositiveInt
+    args: list[str]
+    env: dict[str, str]
+    start_timeout: Annotated[float, Field(gt=0)]
+
+
 class CaptionParams(Section):
-    server: Annotated[str, Field(pattern=r"^(measured|https?://.+)$")]
-    model: str
+    server: Annotated[str | list[str], PlainValidator(_server)]
+    model: Annotated[str, Field(min_length=1)]
     questions: PositiveInt
+    steps: Literal["impression", "impression+knowledge", "all"]
+    step2: Literal["shared", "per_image"]
+    leave_out: list[str]
+    max_image_side: Annotated[int, Field(ge=8)] | None
     max_tokens: PositiveInt
     temperature: Annotated[float, Field(ge=0)]
+    max_failed: Annotated[float, Field(ge=0, le=1)]
     concurrency: PositiveInt
     timeout: Annotated[float, Field(gt=0)]
+    vllm: VllmParams
 
 
 class EncodeParams(Section):
-    encoder: str
+    encoder: Annotated[str, Field(min_length=1)]
+    dtype: Literal["fp16", "bf16", "int8"]
     max_tokens: Annotated[int, Field(ge=3)]
     batch_size: PositiveInt
 
@@ -69,12 +125,20 @@ class AutoencoderTrainParams(Section):
     kl_weight: Annotated[float, Field(ge=0)]
 
 
+class FinetuneParams(Section):
+    steps: PositiveInt
+    batch_size: PositiveInt
+    lr: Annotated[float, Field(gt=0)]
+
+
 class LatentsParams(Section):
     autoencoder: Literal["train", "kl", "taesd"]
     path: str | None
     scale: Annotated[float, Field(gt=0)] | None
     batch_size: PositiveInt
     train: AutoencoderTrainParams
+    finetune_decoder: FinetuneParams | None
+    lpips_path: str | None
 
     @model_validator(mode="after")
     def _path_where_needed(self) -> LatentsParams:
@@ -131,6 +195,7 @@ class SampleParams(Section):
     spacing: Literal["quadratic", "logsnr", "uniform"]
     steps: PositiveInt
     labels: Literal["empirical", "uniform"]
+    precision: Literal["fp32", "bf16"]
 
 
 class EvaluateParams(Section):
@@ -157,6 +222,10 @@ class FigureParams(Section):
 class ComputeParams(Section):
     device: Literal["auto", "cpu", "cuda", "mps"]
     threads: PositiveInt
+    processes: PositiveInt
+    compile: bool
+    micro_batch: PositiveInt | None
+    preview_every: PositiveInt | None
 
 
 class Params(Section):

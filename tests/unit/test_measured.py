@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vap.captioning.describer_chat import MAX_MODEL_LEN, MODEL_ID, modality_of, step_of
+from vap.captioning.describer_chat import MAX_MODEL_LEN, MODEL_ID, attributes_of, modality_of, step_of
 from vap.captioning.describer_server import DescriberServer
 from vap.captioning.measured import describe, measure
+from vap.captioning.questions import load_questions
+from vap.captioning.statements import stated
 from vap.datasets.attributes import MODALITIES, VOCABULARY
 from vap.datasets.phantom import list_samples, load_spec, render
 from vap.errors import VapError
@@ -175,6 +177,25 @@ def test_modality_and_step_come_from_the_words():
     assert modality_of("what is this?") is None
     assert [step_of(q, True) for q in (Q1, Q2, Q3)] == [1, 2, 3]
     assert step_of("Tell me about lungs", False) == 2
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_what_question_3_leaves_out_is_not_described(modality):
+    name = {"dermoscopy": "phantom-isic2018", "chest_xray": "phantom-chestxray14"}.get(
+        modality, "phantom-colonoscopy"
+    )
+    image = picture(modality, name)
+    whole = describe(image, modality, 3)
+    seen = stated(whole, modality)
+    for attribute in ("shape", "color", "size", "texture"):
+        question = load_questions(modality, 1, [attribute]).question3
+        about = attributes_of(question)
+        assert attribute not in about
+        assert len(about) == 3
+        said = stated(describe(image, modality, 3, about), modality)
+        assert said == {key: value for key, value in seen.items() if key != attribute}
+    assert attributes_of(load_questions(modality, 2).question3) == ("shape", "color", "size", "texture")
+    assert describe(image, modality, 3, attributes_of("Please describe it concisely.")) == whole
 
 
 def test_max_tokens_cuts_and_says_so(server):

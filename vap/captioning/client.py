@@ -1,45 +1,66 @@
-"""An asynchronous client for any OpenAI-compatible chat server."""
+"""An asynchronous client for any OpenAI-compatible chat server, or several with the same model."""
 
 from __future__ import annotations
 
 import asyncio
-import os
+import json
+import random
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-import httpx
+import aiohttp
 
 from vap.captioning.questions import Message
+from vap.captioning.replies import Answer, ImageFailed, Key, Reply, Trouble, failure, meaning, message
 from vap.errors import VapError
 
-RETRIES = 6  # of transient failures
-EMPTY_RETRIES = 2  # of empty answers
-FIRST_WAIT = 0.5  # seconds; doubles each time
-TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-KEY_VARIABLE = "VAP_CAPTION_API_KEY"
+# How often each kind of trouble is tried again.
+RETRIES = {"empty": 2, "request": 5, "server": 6}
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds; it doubles each time
+ASIDE_FROM = 3  # troubles in a row from which it is told that a server is set aside
+PROBE_TIMEOUT = 10.0  # seconds
+
+Recover = Callable[[], Awaitable[bool]]
 
 
-@dataclass(frozen=True)
-class Answer:
-    text: str
-    finish_reason: str  # "stop", or "length" where max_tokens cut it
+@dataclass
+class Endpoint:
+    """One server.
+
+    Attributes:
+        url: its base URL, which ends in /v1.
+        in_flight: requests that it has not answered yet.
+        troubles: of the server, since its last answer.
+        aside_until: it gets no request before this time (monotonic, seconds), if another can.
+    """
+
+    url: str
+    in_flight: int = 0
+    troubles: int = 0
+    aside_until: float = 0.0
 
 
 class ChatClient:
-    """Asks one server; use it as an async context manager.
+    """Asks the servers; use it as an async context manager.
 
     Args:
-        url: base URL that ends in /v1.
-        model: name of the model at the server.
-        concurrency: requests in flight.
+        urls: base URLs that end in /v1; requests go to the least busy one that answers.
+        model: name of the model at the servers.
+        concurrency: requests in flight, over all servers.
         timeout: seconds a request.
+        seed: of the answers (where no other is given) and of the waits' jitter.
+        recover: called after a trouble; returns True where it has made a dead server live again.
 
-    The key, if any, comes from the environment (VAP_CAPTION_API_KEY); it is in no log and no artefact.
+    Raises:
+        VapError: the key in the environment cannot be sent.
     """
 
     def __init__(
         self,
-        url: str,
+        urls: Sequence[str],
         model: str,
         *,
         max_tokens: int,
@@ -47,99 +68,179 @@ class ChatClient:
         concurrency: int,
         timeout: float,
         seed: int,
+        recover: Recover | None = None,
     ) -> None:
-        self.url, self.model = url.rstrip("/"), model
+        self.endpoints = [Endpoint(url.rstrip("/")) for url in urls]
+        self.model, self.max_tokens = model, max_tokens
+        self.cut_by_context = 0  # answers that the model's context cut before max_tokens
         self._body = {"model": model, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-        self._key = os.environ.get(KEY_VARIABLE, "").strip()
-        if not (self._key.isascii() and self._key.isprintable()):
-            raise VapError(
-                f"{KEY_VARIABLE} for {self.url}",
-                "other than printable ASCII characters",
-                "a key",
-                "set it again",
-            )
-        key = self._key
-        self._http = httpx.AsyncClient(
-            timeout=timeout,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
-            trust_env=False,
-        )
+        self._key, self._recover = Key(), recover
+        self._jitter = random.Random(seed)
+        self._concurrency, self._timeout = concurrency, timeout
 
     async def __aenter__(self) -> Self:
+        self._http = aiohttp.ClientSession(  # a quarter of httpx's time a request
+            connector=aiohttp.TCPConnector(limit=self._concurrency),
+            headers={**self._key.headers(), "Content-Type": "application/json"},
+            timeout=aiohttp.ClientTimeout(total=self._timeout),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._http.aclose()
+        await self._http.close()
 
-    def _clean(self, text: str) -> str:
-        """A server may repeat the key; no line of ours does."""
-        return text.replace(self._key, "***") if self._key else text
-
-    async def ask(self, messages: list[Message]) -> Answer:
-        """One answer; transient failures and empty answers are tried again.
+    async def _send(self, url: str, content: bytes | None = None, timeout: float | None = None) -> Reply:
+        """The reply to a POST of `content`, or to a GET.
 
         Raises:
-            VapError: the server refuses, cannot be reached, or keeps giving no text.
+            VapError: the URL is none.
+            aiohttp.ClientError, TimeoutError, OSError: there is no whole reply.
         """
-        wait, empty, last = FIRST_WAIT, 0, ""
-        for attempt in range(RETRIES + 1):
+        method = "GET" if content is None else "POST"
+        limit = aiohttp.ClientTimeout(total=timeout or self._timeout)
+        try:
+            sending = self._http.request(method, url, data=content, timeout=limit, allow_redirects=False)
+            async with sending as response:
+                return Reply(response.status, response.headers, await response.read())
+        except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
+            raise VapError(
+                "params.yaml: caption.server",
+                self._key.clean(f"{url} ({error})"),
+                "http://HOST:PORT/v1",
+                "correct it",
+            ) from None
+
+    # ── asking ──────────────────────────────────────────────────────────────────────────────────
+
+    async def ask(self, messages: list[Message], seed: int | None = None) -> Answer:
+        """One answer; transient troubles are tried again, after waits that double, with jitter.
+
+        Raises:
+            ImageFailed: the server refuses this request, or keeps giving no answer to it.
+            VapError: the servers refuse all requests, or cannot be reached.
+        """
+        body = {**self._body, "messages": messages} | ({} if seed is None else {"seed": seed})
+        content = json.dumps(body, ensure_ascii=False).encode()
+        counts = dict.fromkeys(RETRIES, 0)
+        endpoint: Endpoint | None = None
+        while True:
+            endpoint = self._choose(endpoint)
+            reply = await self._post(endpoint, content)
+            if isinstance(reply, Answer):
+                endpoint.troubles, endpoint.aside_until = 0, 0.0
+                cut = reply.tokens is not None and reply.tokens < self.max_tokens
+                self.cut_by_context += reply.finish_reason == "length" and cut
+                return reply
+            if reply.kind != "empty" and self._recover and await self._recover():
+                counts = dict.fromkeys(RETRIES, 0)
+                continue
+            kind = reply.kind
+            if kind == "request" and counts[kind] >= RETRIES[kind]:
+                if await self._alive(endpoint):
+                    raise ImageFailed(f"{reply.words}, {RETRIES[kind]} retries")
+                kind = "server"
+            if counts[kind] >= RETRIES[kind]:
+                words = f"{reply.words}, {RETRIES[kind]} retries"
+                if kind == "empty":
+                    raise ImageFailed(words)
+                raise _gone(endpoint.url, words)
+            counts[kind] += 1
+            if kind == "server":
+                self._set_aside(endpoint, reply)
+            wait = min(FIRST_WAIT * 2 ** (sum(counts.values()) - 1), LONGEST_WAIT)
+            await asyncio.sleep(max(wait * self._jitter.uniform(0.75, 1.25), reply.retry_after))
+
+    async def _post(self, endpoint: Endpoint, content: bytes) -> Answer | Trouble:
+        endpoint.in_flight += 1
+        try:
+            response = await self._send(f"{endpoint.url}/chat/completions", content)
+        except (aiohttp.ClientError, OSError) as error:  # a timeout is an OSError
+            return failure(error, self._key)
+        finally:
+            endpoint.in_flight -= 1
+        return meaning(response, endpoint.url, self._key)
+
+    # ── servers ─────────────────────────────────────────────────────────────────────────────────
+
+    def _choose(self, last: Endpoint | None) -> Endpoint:
+        """The least busy server that is not set aside, rather another than the one that gave no answer
+        last; if all are set aside, the one to come back first."""
+        now = time.monotonic()
+        live = [endpoint for endpoint in self.endpoints if endpoint.aside_until <= now]
+        if live:
+            return min(live, key=lambda endpoint: (endpoint is last, endpoint.in_flight))
+        return min(self.endpoints, key=lambda endpoint: endpoint.aside_until)
+
+    def _set_aside(self, endpoint: Endpoint, trouble: Trouble) -> None:
+        endpoint.troubles += 1
+        pause = min(FIRST_WAIT * 2**endpoint.troubles, 2 * LONGEST_WAIT)
+        endpoint.aside_until = time.monotonic() + max(pause, trouble.retry_after)
+        if endpoint.troubles == ASIDE_FROM and len(self.endpoints) > 1:
+            print(f"{endpoint.url}: {trouble.words}: its requests go to the others", file=sys.stderr)
+
+    async def _alive(self, endpoint: Endpoint) -> bool:
+        """Whether a server that failed one request is there for others: vLLM's /health, if it has one."""
+        try:
+            url = endpoint.url.removesuffix("/v1") + "/health"
+            return (await self._send(url, timeout=PROBE_TIMEOUT)).status < 500
+        except (aiohttp.ClientError, OSError):
+            return False
+
+    async def check(self) -> None:
+        """Ask every server for its models, and whether max_tokens fits in the model's context.
+
+        A server without that list is taken as it is. One that cannot be reached is set aside.
+
+        Raises:
+            VapError: a server refuses the key, max_tokens cannot fit, or no server can be reached.
+        """
+        reached = await asyncio.gather(*(self._check(endpoint) for endpoint in self.endpoints))
+        if all(trouble is not None for trouble in reached):
+            raise _gone(self.endpoints[0].url, f"{reached[0]}, {RETRIES['server']} retries")
+
+    async def _check(self, endpoint: Endpoint) -> str | None:
+        """None, or the trouble of a server that cannot be reached."""
+        trouble = Trouble("server", "")
+        for attempt in range(RETRIES["server"] + 1):
+            if attempt:
+                wait = min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT)
+                await asyncio.sleep(wait * self._jitter.uniform(0.75, 1.25))
             try:
-                response = await self._http.post(
-                    f"{self.url}/chat/completions", json={**self._body, "messages": messages}
-                )
-            except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError) as error:
+                response = await self._send(f"{endpoint.url}/models")
+            except (aiohttp.ClientError, OSError) as error:
+                trouble = failure(error, self._key)
+                self._set_aside(endpoint, trouble)
+                continue
+            if response.status in (401, 403):
+                meaning(response, endpoint.url, self._key)
+            if response.status >= 500 and response.status != 501:
+                words = f"HTTP {response.status} ({self._key.clean(message(response))})"
+                trouble = Trouble("server", words)
+                self._set_aside(endpoint, trouble)
+                continue
+            endpoint.troubles, endpoint.aside_until = 0, 0.0
+            limit = _context(response, self.model)
+            if limit is not None and self.max_tokens >= limit:
                 raise VapError(
-                    "params.yaml: caption.server",
-                    self._clean(f"{self.url} ({error})"),
-                    "http://HOST:PORT/v1",
-                    "correct it",
-                ) from None
-            except httpx.TransportError as error:
-                last = self._clean(f"{type(error).__name__} {error}".strip())
-            else:
-                if response.status_code == 200:
-                    answer = _answer(response)
-                    if answer.text:
-                        return answer
-                    empty += 1
-                    last = f"an empty answer (finish_reason {answer.finish_reason})"
-                    if empty > EMPTY_RETRIES:
-                        break
-                elif response.status_code in TRANSIENT:
-                    last = f"HTTP {response.status_code} ({self._clean(_message(response))})"
-                else:
-                    raise VapError(
-                        self.url,
-                        f"HTTP {response.status_code} ({self._clean(_message(response))})",
-                        "an answer",
-                        "check caption.server and caption.model"
-                        + (f", and {KEY_VARIABLE}" if response.status_code in (401, 403) else ""),
-                    )
-            if attempt < RETRIES:
-                await asyncio.sleep(wait)
-                wait = min(wait * 2, 30)
-        raise VapError(
-            self.url,
-            f"{last}, {RETRIES} retries",
-            "an answer",
-            "see the server's log, then run again: nothing is lost",
-        )
+                    f"params.yaml: caption.max_tokens: {self.max_tokens}",
+                    f"a context of {limit} tokens (max_model_len of {self.model})",
+                    "room for the question and the answer",
+                    "lower it, or raise the server's max_model_len",
+                )
+            return None
+        return trouble.words
 
 
-def _answer(response: httpx.Response) -> Answer:
+def _context(response: Reply, model: str) -> int | None:
+    """max_model_len of a model in the reply of /v1/models, where it is told."""
     try:
-        choice = response.json()["choices"][0]
-        return Answer((choice["message"]["content"] or "").strip(), choice["finish_reason"] or "")
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return Answer("", "malformed")
+        cards: list[Any] = json.loads(response.body)["data"]
+        limit = next(card["max_model_len"] for card in cards if card["id"] == model)
+    except (ValueError, LookupError, TypeError, StopIteration):
+        return None
+    return limit if isinstance(limit, int) else None
 
 
-def _message(response: httpx.Response) -> str:
-    """The server's own words, shortened; its error may be an object or a string."""
-    try:
-        error: Any = response.json()["error"]
-        text = str(error["message"] if isinstance(error, dict) else error)
-    except (ValueError, LookupError, TypeError, AttributeError):
-        text = response.text
-    return " ".join(text.split())[:200]
+def _gone(url: str, words: str) -> VapError:
+    return VapError(url, words, "an answer", "see the server's log, then run again: nothing is lost")

@@ -6,6 +6,7 @@ Which question is asked is read from its words alone, as a language model would.
 import base64
 import binascii
 import io
+import re
 import time
 import uuid
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ _MODALITY_WORDS = {
     "colonoscopy": ("colon", "colorectal", "polyp", "endoscop", "mucosa", "bowel"),
     "dermoscopy": ("skin", "dermat", "dermoscop", "mole"),
 }
+
+
+_ATTRIBUTE_WORDS = {"shape": "shape", "color": "colou?r|density", "size": "size", "texture": "texture"}
 
 
 class ChatError(Exception):
@@ -119,7 +123,8 @@ def answer(turns: list[Turn]) -> str:
     step = step_of(asked[-1].text, bool(images))
     if step != 2 and not images:
         return "No image was given, so no distinct lesion is seen."
-    return describe(images[-1] if step != 2 else None, modality, step)
+    about = attributes_of(asked[-1].text)
+    return describe(images[-1] if step != 2 else None, modality, step, about)
 
 
 def modality_of(text: str) -> str | None:
@@ -138,6 +143,14 @@ def step_of(text: str, with_image: bool) -> int:
     if "specific aspects" in low or not with_image:
         return 2
     return 1
+
+
+def attributes_of(text: str) -> tuple[str, ...]:
+    """The attributes that a question names; all where it names none."""
+    named = tuple(
+        name for name, words in _ATTRIBUTE_WORDS.items() if re.search(rf"\b({words})\b", text.lower())
+    )
+    return named or tuple(_ATTRIBUTE_WORDS)
 
 
 # ── validation ──────────────────────────────────────────────────────────────────────────────────

@@ -5,6 +5,7 @@ it can; `describe` puts them in words: step 1 an observation (t1), step 2 genera
 an image (t2), step 3 the caption (t_mix) of paper §2.2.
 """
 
+from collections.abc import Collection
 from functools import lru_cache
 
 import numpy as np
@@ -45,13 +46,19 @@ def measure(image: NDArray[np.uint8], modality: str) -> dict[str, str]:
     return dict(_analyse(image, modality)[0])
 
 
-def describe(image: NDArray[np.uint8] | None, modality: str, step: int) -> str:
+def describe(
+    image: NDArray[np.uint8] | None,
+    modality: str,
+    step: int,
+    about: Collection[str] = measured_text.ATTRIBUTES,
+) -> str:
     """The answer to one of the three questions; the same image gives the same words.
 
     Args:
         image: as in `measure`; None for step 2, which sees no image.
         modality: dermoscopy, chest_xray or colonoscopy.
         step: 1 (observation), 2 (general knowledge) or 3 (concise caption).
+        about: the attributes that step 3 asks for.
 
     Raises:
         VapError: unknown modality or step, or no image for step 1 or 3.
@@ -64,8 +71,9 @@ def describe(image: NDArray[np.uint8] | None, modality: str, step: int) -> str:
     if image is None:
         raise VapError("image", "none", f"an image for step {step}", "send the image")
     found, lesion = _analyse(image, modality)
-    write = measured_text.observation if step == 1 else measured_text.summary
-    return write(modality, found, lesion)
+    if step == 1:
+        return measured_text.observation(modality, found, lesion)
+    return measured_text.summary(modality, found, lesion, about)
 
 
 def _known(modality: str) -> None:

@@ -114,11 +114,11 @@ def _usual(clean: Array, wall: Mask) -> Array:
 
 def _folds(lightness: Array, away: Mask) -> str:
     fine = relief(lightness, away, 5.0)[away]
-    return "prominent" if float(fine.std()) > 1.75 else "faint"
+    return "prominent" if float(fine.std()) > 1.55 else "faint"
 
 
 def _shape(lesion: Lesion) -> str:
-    if lesion.misfit > 0.075 or lesion.solidity < 0.88:
+    if lesion.misfit > 0.067 or lesion.solidity < 0.88:
         return "lobulated"
     return "oval" if lesion.axis_ratio > 1.3 else "round"
 

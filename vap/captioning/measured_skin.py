@@ -94,7 +94,7 @@ def _hair(lightness: Array, away: Mask) -> str:
         return "none"
     thin = ndimage.grey_closing(lightness, size=(5, 5)) - lightness
     cover = float((thin[away] > 8.0).mean())
-    return "none" if cover < 0.02 else "sparse" if cover < 0.16 else "dense"
+    return "none" if cover < 0.037 else "sparse" if cover < 0.15 else "dense"
 
 
 def _shape(lesion: Lesion) -> str:
@@ -129,11 +129,11 @@ def texture_features(lab: Array, core: Mask) -> dict[str, float]:
 
 def _texture(lab: Array, core: Mask, hair: str) -> str:
     f = texture_features(lab, core)
-    if f["spread"] < (2.6 if hair == "none" else 4.5):
+    if f["spread"] < {"none": 1.8, "sparse": 4.5, "dense": 6.4}[hair]:  # hair that is left has a spread too
         return "smooth"
     if f["skew"] < -0.3:
         return "dotted"
-    return "scaly" if f["skew"] > 0.8 or f["p95"] > 16 else "network"
+    return "scaly" if f["skew"] > 0.8 or f["p95"] > (18 if hair == "dense" else 16) else "network"
 
 
 def _body_color(lab: Array, core: Mask, texture: str) -> Array:

@@ -1,9 +1,10 @@
 """Sentences of the measured describer: attributes in, plain English out, no diagnosis."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from vap.captioning.measured_tools import Lesion
 
+ATTRIBUTES = ("shape", "color", "size", "texture")
 SHAPE = {
     "meniscus": "meniscus-shaped",
     "band": "band-like",
@@ -103,31 +104,31 @@ def observation(modality: str, found: Mapping[str, str], lesion: Lesion | None) 
 # ── step 3: the caption ─────────────────────────────────────────────────────────────────────────
 
 
-def summary(modality: str, found: Mapping[str, str], lesion: Lesion | None) -> str:
-    """One sentence with shape, color, size, texture and background (t_mix)."""
+def summary(
+    modality: str, found: Mapping[str, str], lesion: Lesion | None, about: Collection[str] = ATTRIBUTES
+) -> str:
+    """One sentence with shape, color, size, texture (those of `about`) and background (t_mix)."""
     if lesion is None:
         return f"No distinct lesion is seen; {_background(modality, found)}."
-    shape = SHAPE.get(found["shape"], found["shape"])
-    size = SIZE[found["size"]]
+    words = {
+        "size": SIZE[found["size"]],
+        "shape": SHAPE.get(found["shape"], found["shape"]),
+        "color": found["color"],
+        "texture": found["texture"],
+    }
+    kept = [word for name, word in words.items() if name in about]
+    size = f", {share(lesion.area)} of the image" if "size" in about else ""
     if modality == "dermoscopy":
         hair = HAIR[found["hair"]]
         corners = " and dark corners" if found["frame"] == "dark corners" else ""
-        sentence = (
-            f"{article(size)} {shape} {found['color']} {found['texture']} lesion, "
-            f"{share(lesion.area)} of the image, on {found['skin']} skin {hair}{corners}."
-        )
+        what, where = "lesion", f"on {found['skin']} skin {hair}{corners}"
     elif modality == "chest_xray":
         kind = "lucency" if found["color"] == "dark" else "opacity"
-        sentence = (
-            f"{article(size)} {shape} {found['color']} {found['texture']} {kind}, "
-            f"{share(lesion.area)} of the image, in {_region(found)}, with {_thorax(found)}."
-        )
+        what = kind if "color" in about else "abnormal area"
+        where = f"in {_region(found)}, with {_thorax(found)}"
     else:
-        sentence = (
-            f"{article(size)} {shape} {found['color']} {found['texture']} polyp, "
-            f"{share(lesion.area)} of the image, on {_wall(found)}."
-        )
-    return _upper(sentence)
+        what, where = "polyp", f"on {_wall(found)}"
+    return _upper(f"{article(' '.join([*kept, what]))}{size}, {where}.")
 
 
 # ── background ──────────────────────────────────────────────────────────────────────────────────

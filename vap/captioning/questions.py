@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,25 +60,60 @@ def questions_file(modality: str) -> Path:
     return FOLDER / f"{modality}.yaml"
 
 
-def load_questions(modality: str, version: int) -> Questions:
+def load_questions(modality: str, version: int, leave_out: Sequence[str] = ()) -> Questions:
     """The questions of a modality.
 
+    Args:
+        leave_out: attributes that question 3 does not ask for, names under `attributes` of the version.
+
     Raises:
-        VapError: there is no such file or version.
+        VapError: there is no such file, version or attribute, or the file is none of questions.
     """
     path = questions_file(modality)
     if not path.is_file():
         raise VapError(
             path, "no such file", f"the questions for {modality}", "write it after dermoscopy.yaml"
         )
-    versions = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if version not in versions:
-        known = ", ".join(str(v) for v in versions)
+    try:
+        versions = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if version not in versions:
+            known = ", ".join(str(v) for v in versions)
+            raise VapError(
+                f"params.yaml: caption.questions: {version}",
+                f"versions {known}",
+                f"one in {path.name}",
+                "choose one",
+            )
+        entry = versions[version]
+        texts = [entry[f"question{i}"] for i in (1, 2, 3)]
+        attributes = dict(entry.get("attributes") or {})
+        if not all(isinstance(text, str) and text for text in (*texts, *attributes.values())):
+            raise TypeError("a question or attribute is no text")
+    except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError, AttributeError, ValueError) as error:
+        fix = "write it after dermoscopy.yaml"
         raise VapError(
-            f"params.yaml: caption.questions: {version}",
-            f"versions {known}",
-            f"one in {path.name}",
-            "choose one",
-        )
-    entry = versions[version]
-    return Questions(modality, version, *(entry[f"question{i}"] for i in (1, 2, 3)))
+            f"{path}: version {version}", f"no questions ({error})", "question1 to question3", fix
+        ) from None
+    if leave_out:
+        texts[2] = _without(texts[2], attributes, leave_out, path)
+    return Questions(modality, version, *texts)
+
+
+def _without(question: str, attributes: dict[str, str], leave_out: Sequence[str], path: Path) -> str:
+    """Question 3 whose enumeration "a, b, c, and d" lacks some attributes."""
+    where = "params.yaml: caption.leave_out"
+    if unknown := [name for name in leave_out if name not in attributes]:
+        raise VapError(where, repr(unknown[0]), f"of {', '.join(attributes)} ({path.name})", "correct it")
+    kept = [phrase for name, phrase in attributes.items() if name not in leave_out]
+    if not kept:
+        raise VapError(where, "all attributes", "one that is left to ask for", "leave out fewer")
+    whole = _enumerate(list(attributes.values()))
+    if question.count(whole) != 1:
+        raise VapError(path, f"no {whole!r} in question 3", "its attributes", "correct `attributes`")
+    return question.replace(whole, _enumerate(kept))
+
+
+def _enumerate(phrases: list[str]) -> str:
+    if len(phrases) < 3:
+        return " and ".join(phrases)
+    return f"{', '.join(phrases[:-1])}, and {phrases[-1]}"

@@ -1,4 +1,4 @@
-"""The servers that the caption stage starts itself."""
+"""The servers that the caption stage asks: those that params.yaml names, or one that it starts itself."""
 
 from __future__ import annotations
 
@@ -7,8 +7,46 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
+from vap.captioning.client import Recover
+from vap.captioning.vllm import Vllm
 from vap.errors import VapError
+from vap.params import CaptionParams
+
+
+@dataclass(frozen=True)
+class Served:
+    """Where to ask.
+
+    Attributes:
+        urls: base URLs.
+        recover: makes a server of ours that has died live again.
+    """
+
+    urls: list[str]
+    recover: Recover | None = None
+
+
+@contextlib.contextmanager
+def serving(settings: CaptionParams, log: Path) -> Iterator[Served]:
+    """The servers of caption.server; one of our own lives as long as the block.
+
+    Args:
+        log: the file for the output of a vLLM server.
+
+    Raises:
+        VapError: a server does not start.
+    """
+    if settings.server == "measured":
+        with measured_describer() as url:
+            yield Served([url])
+    elif settings.server == "vllm":
+        with Vllm(settings.vllm, settings.model, log) as vllm:
+            yield Served([vllm.url], vllm.recover)
+    else:
+        yield Served([settings.server] if isinstance(settings.server, str) else settings.server)
 
 
 @contextlib.contextmanager

@@ -3,174 +3,130 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vap.artifacts import ArrowFile, atomic, canonical, provenance, work_folder
-from vap.captioning.client import Answer, ChatClient
-from vap.captioning.questions import Questions, load_questions, questions_file
-from vap.captioning.server import measured_describer
+from vap.artifacts import ArrowFile, atomic, canonical, file_sha256, provenance, work_folder
+from vap.captioning.ask import ask_all, image_steps
+from vap.captioning.journal import Journal
+from vap.captioning.questions import load_questions, questions_file
+from vap.captioning.server import serving
+from vap.datasets.attributes import MODALITIES
 from vap.errors import VapError
-from vap.params import Params
-from vap.progress import Progress
+from vap.params import CaptionParams, Params
 from vap.stages.common import captions_path, prepared_path
 
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
-        ("t1", pa.string()),  # first impression
-        ("t2", pa.string()),  # general knowledge, one answer for all images
-        ("t_mix", pa.string()),  # the description
+        ("t1", pa.string()),  # first impression; null where it was not answered
+        ("t2", pa.string()),  # general knowledge; null where it was not asked
+        ("t_mix", pa.string()),  # the description; null where the image failed
         ("model", pa.string()),
         ("questions", pa.int32()),  # version
-        ("finish_reason", pa.string()),  # of t_mix: stop, or length where it was cut
+        ("finish_reason", pa.string()),  # of t_mix: stop, or length where it was cut; null where it failed
+        ("error", pa.string()),  # why the image has no description; null where it has one
     ]
 )
-
-Done = dict[str, tuple[str, str, str]]  # image id to t1, t_mix, finish_reason
+ROW_GROUP = 1024  # images in memory while the Parquet is written
+# Where, how many at once, how patiently and with how many losses changes no answer; a resumed run may differ.
+ELSEWHERE = {"server", "max_failed", "concurrency", "timeout", "vllm"}
+ENGINE = {"revision", "dtype", "max_model_len", "args"}  # what of caption.vllm can change an answer
 
 
 def run(params: Params, dataset: str) -> Path:
     """Write data/captions/{dataset}.parquet, one row an image in the order of the prepared file.
 
-    Answers are appended to a journal as they come, so that a killed run asks only what is missing.
+    Answers are appended to a journal as they come, so that a killed run asks only what is missing; memory
+    use does not grow with the dataset but for a few bytes an image.
 
     Raises:
-        VapError: the server cannot be reached or refuses.
+        VapError: the server cannot be reached or refuses, or too many images failed.
     """
     settings, modality = params.caption, params.dataset[dataset].modality
-    questions = load_questions(modality, settings.questions)
+    questions = load_questions(modality, settings.questions, settings.leave_out)
+    if settings.server == "measured" and modality not in MODALITIES:
+        raise VapError(
+            f"params.yaml: dataset.{dataset}.modality: {modality}",
+            "caption.server: measured",
+            f"a server that knows it (the measured describer knows {', '.join(MODALITIES)})",
+            "set caption.server",
+        )
     prepared = ArrowFile(prepared_path(dataset), "prepared")
     record = provenance(
         "caption",
         (dataset,),
         params={
             "seed": params.seed,
-            # where, how many at once and how patiently changes no answer; a resumed run may ask elsewhere
-            "caption": settings.model_dump(exclude={"server", "concurrency", "timeout"}),
-            "by": "measured" if settings.server == "measured" else "http",
+            "caption": settings.model_dump(exclude=ELSEWHERE),
             "modality": modality,
+            **_by(settings),
         },
         inputs={"prepared": prepared.path, "questions": questions_file(modality)},
-        libraries=("httpx", "numpy", "pillow", "pyarrow", "scikit-image", "scipy"),
+        libraries=("aiohttp", "numpy", "pillow", "pyarrow", "scikit-image", "scipy"),
         modules=["vap.captioning.describer_server"] if settings.server == "measured" else [],
     )
     record["inputs"]["questions"]["path"] = questions_file(modality).name
-    with work_folder(record) as work:
-        with _server(params) as url:
+    with work_folder(record) as work, Journal(work / "answers.jsonl", len(prepared)) as journal:
+        too_many = journal.failed > settings.max_failed * len(prepared)
+        if too_many or journal.open_rows(image_steps(settings)[-1]):
             try:
-                t2, done = asyncio.run(_ask_all(params, url, questions, prepared, work / "answers.jsonl"))
+                with serving(settings, work / "vllm.log") as served:
+                    asyncio.run(ask_all(settings, params.seed, served, questions, prepared, journal))
             except* VapError as group:  # the workers' errors come as a group; one line is enough
                 raise _first(group) from None
-        _write(captions_path(dataset), prepared, t2, done, settings.model, questions.version, record)
+        _write(captions_path(dataset), settings, prepared, journal, record)
     return captions_path(dataset)
+
+
+def _by(settings: CaptionParams) -> dict[str, Any]:
+    """What kind of server answers; of our own vLLM also the options that change answers."""
+    if settings.server != "vllm":
+        return {"by": "measured" if settings.server == "measured" else "http"}
+    engine: dict[str, Any] = settings.vllm.model_dump(include=ENGINE)
+    config = Path(settings.vllm.model or settings.model) / "config.json"
+    if config.is_file():  # a local folder: what it holds matters, not where it lies
+        return {"by": "vllm", "vllm": {**engine, "config": file_sha256(config)}}
+    return {"by": "vllm", "vllm": {**engine, "model": settings.vllm.model or settings.model}}
 
 
 def _first(error: BaseException) -> BaseException:
     return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
 
 
-@contextlib.contextmanager
-def _server(params: Params) -> Iterator[str]:
-    """The URL of the server that params.yaml names; the measured describer lives as long as the block."""
-    if params.caption.server != "measured":
-        yield params.caption.server
-        return
-    with measured_describer() as url:
-        yield url
-
-
-async def _ask_all(
-    params: Params, url: str, questions: Questions, prepared: ArrowFile, journal: Path
-) -> tuple[str, Done]:
-    """Step 2 once, steps 1 and 3 for every image that the journal lacks."""
-    settings = params.caption
-    t2, done = _read_journal(journal)
-    rows = iter([row for row, image in enumerate(prepared.column("id")) if image not in done])
-    client = ChatClient(
-        url,
-        settings.model,
-        max_tokens=settings.max_tokens,
-        temperature=settings.temperature,
-        concurrency=settings.concurrency,
-        timeout=settings.timeout,
-        seed=params.seed,
-    )
-    label = f"caption {journal.parent.name.rsplit('-', 1)[0]}"
-    with journal.open("a", encoding="utf-8") as log, Progress(label, len(prepared), "caption") as progress:
-        if done:
-            progress.skip(len(done))
-        async with client, asyncio.TaskGroup() as group:
-            if t2 is None:
-                t2 = (await client.ask(questions.knowledge())).text
-                _append(log, {"t2": t2})
-            knowledge = t2
-
-            async def work() -> None:
-                for row in rows:  # shared: each worker takes the next image
-                    image, png = prepared.value("id", row), prepared.value("image", row)
-                    t1 = (await client.ask(questions.impression(png))).text
-                    answer: Answer = await client.ask(questions.summary(png, t1, knowledge))
-                    done[image] = (t1, answer.text, answer.finish_reason)
-                    entry = {"id": image, "t1": t1, "t_mix": answer.text}
-                    _append(log, {**entry, "finish_reason": answer.finish_reason})
-                    progress.advance(1)
-
-            for _ in range(settings.concurrency):
-                group.create_task(work())
-    return knowledge, done
-
-
-def _append(log: TextIO, entry: dict[str, Any]) -> None:
-    log.write(json.dumps(entry, ensure_ascii=False) + "\n")
-    log.flush()
-
-
-def _read_journal(journal: Path) -> tuple[str | None, Done]:
-    """What an interrupted run had; a torn last line is cut off."""
-    t2: str | None = None
-    done: Done = {}
-    if not journal.exists():
-        return t2, done
-    data = journal.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        os.truncate(journal, len(whole))
-    for line in whole.splitlines():  # of bytes: str would also split at U+2028
-        entry = json.loads(line)
-        if "t2" in entry:
-            t2 = entry["t2"]
-        else:
-            done[entry["id"]] = (entry["t1"], entry["t_mix"], entry["finish_reason"])
-    return t2, done
-
-
 def _write(
-    path: Path,
-    prepared: ArrowFile,
-    t2: str,
-    done: Done,
-    model: str,
-    version: int,
-    record: dict[str, Any],
+    path: Path, settings: CaptionParams, prepared: ArrowFile, journal: Journal, record: dict[str, Any]
 ) -> None:
-    ids = prepared.column("id")
-    columns = {
-        "id": ids,
-        "t1": [done[i][0] for i in ids],
-        "t2": [t2] * len(ids),
-        "t_mix": [done[i][1] for i in ids],
-        "model": [model] * len(ids),
-        "questions": [version] * len(ids),
-        "finish_reason": [done[i][2] for i in ids],
-    }
+    """The Parquet, in the order of the prepared file, a row group in memory at a time."""
     schema = SCHEMA.with_metadata({"vap.kind": "captions", "vap.provenance": canonical(record)})
-    with atomic(path) as part:
-        pq.write_table(pa.Table.from_pydict(columns, schema=schema), part, compression="zstd")
+    with atomic(path) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
+        for start in range(0, len(prepared), ROW_GROUP):
+            span = range(start, min(start + ROW_GROUP, len(prepared)))
+            rows = [_row(row, settings, prepared, journal) for row in span]
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema), row_group_size=ROW_GROUP)
+
+
+def _row(row: int, settings: CaptionParams, prepared: ArrowFile, journal: Journal) -> dict[str, Any]:
+    answers = {step: journal.answer(row, step) for step in image_steps(settings)}
+    if settings.steps != "impression" and settings.step2 == "shared":
+        answers[2] = journal.shared
+    error = journal.error(row)
+    # with two steps the description is both answers; with one or three it is the last
+    joined = (1, 2) if settings.steps == "impression+knowledge" else (max(answers),)
+    parts = [answers[step] for step in joined]
+    mixed = [part for part in parts if part is not None] if error is None else []
+    texts = {step: answer.text for step, answer in answers.items() if answer is not None}
+    reasons = [part.finish_reason for part in mixed]
+    return {
+        "id": prepared.value("id", row),
+        "t1": texts.get(1),
+        "t2": texts.get(2),
+        "t_mix": " ".join(part.text for part in mixed) or None,
+        "model": settings.model,
+        "questions": settings.questions,
+        "finish_reason": ("length" if "length" in reasons else reasons[-1]) if reasons else None,
+        "error": error,
+    }

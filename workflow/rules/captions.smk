@@ -22,8 +22,17 @@ rule caption:
             "caption.server",
             "caption.model",
             "caption.questions",
+            "caption.steps",
+            "caption.step2",
+            "caption.leave_out",
+            "caption.max_image_side",
             "caption.max_tokens",
             "caption.temperature",
+            "caption.vllm.model",
+            "caption.vllm.revision",
+            "caption.vllm.dtype",
+            "caption.vllm.max_model_len",
+            "caption.vllm.args",
         ),
     message:
         "Describing the images of {wildcards.dataset}"

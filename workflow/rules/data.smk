@@ -32,6 +32,7 @@ rule latents:
     output:
         "data/autoencoders/{dataset}/config.json",
         "data/autoencoders/{dataset}/diffusion_pytorch_model.safetensors",
+        "data/autoencoders/{dataset}/reconstruction.json",
         "data/latents/{dataset}.arrow",
     log:
         "logs/latents/{dataset}.log",

@@ -1,0 +1,210 @@
+"""The audit of descriptions: what counts as stated, true, a diagnosis, a refusal; its files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from toy import write
+from typer.testing import CliRunner
+
+from vap.captioning.audit import audit
+from vap.captioning.measured import describe, measure
+from vap.captioning.statements import PATTERNS, UNSAID, diagnoses, refuses, stated
+from vap.cli import app
+from vap.datasets.attributes import MODALITIES, VOCABULARY
+from vap.datasets.images import encode
+from vap.datasets.phantom import list_samples, load_spec, render
+from vap.errors import VapError
+from vap.stages.caption import SCHEMA
+
+RAW = Path(__file__).resolve().parents[2] / "data" / "raw"
+
+
+# ── statements ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_the_patterns_have_the_vocabularys_names(modality: str) -> None:
+    assert list(PATTERNS[modality]) == list(VOCABULARY[modality])
+    for name, values in VOCABULARY[modality].items():
+        assert set(PATTERNS[modality][name]) == set(values) - {UNSAID.get(name)}
+
+
+@pytest.mark.parametrize("name", ["phantom-isic2018", "phantom-chestxray14", "phantom-colonoscopy"])
+def test_what_the_describer_measured_is_what_its_sentence_states(name: str) -> None:
+    spec = load_spec(RAW / name / "phantom.yaml")
+    for sample in list_samples(spec, 3)[::30]:
+        image = render(spec.modality, sample, 64)
+        found = {key: [value] for key, value in measure(image, spec.modality).items()}
+        if "shape" in found:
+            said = stated(describe(image, spec.modality, 3), spec.modality)
+            assert said | {key: [v] for key, v in UNSAID.items() if key in found and key not in said} == found
+
+
+@pytest.mark.parametrize(
+    ("modality", "text", "expected"),
+    [
+        ("dermoscopy", "A tan oval patch on pink skin.",
+         {"color": ["light brown"], "shape": ["oval"], "skin": ["pink"]}),
+        ("dermoscopy", "A red and black, asymmetric spot.",
+         {"color": ["black", "red"], "shape": ["irregular"]}),
+        ("dermoscopy", "No hairs. Rounded? Blackish surroundings.", {"hair": ["none"]}),
+        ("dermoscopy", "", {}),
+        ("chest_xray", "Bilateral patchy opacities; the heart is normal.",
+         {"side": ["both"], "shape": ["patchy"], "heart": ["normal"]}),
+        ("colonoscopy", "A RED polyp on orange mucosa", {"color": ["red"], "mucosa": ["orange"]}),
+        ("fundus", "A round disc.", {}),
+    ],
+)  # fmt: skip
+def test_what_is_stated(modality: str, text: str, expected: dict[str, list[str]]) -> None:
+    assert stated(text, modality) == expected
+
+
+def test_diagnoses_and_refusals() -> None:
+    assert diagnoses("Consistent with Melanoma, not a benign naevus.", ["MEL"]) == [
+        "melanoma",
+        "benign",
+        "naevus",
+    ]
+    assert diagnoses("pleural thickening of the left lung", ["Pleural_Thickening"]) == ["pleural thickening"]
+    assert diagnoses("A small, melted, sessile lump on normal skin.", ["MEL", "NV"]) == []
+    assert refuses("I'm sorry, but I can't assist with that.")
+    assert refuses("As an AI, I cannot see images.")
+    assert not refuses("A lesion that cannot be told from the skin.")
+
+
+# ── the audit ───────────────────────────────────────────────────────────────────────────────────
+
+TEXTS = [
+    "A small round black smooth lesion on pale skin without hair.",
+    "A large oval black smooth lesion on pale skin without hair.",  # size and shape are wrong
+    "I'm sorry, I cannot help with that.",
+    "A small round black smooth lesion, about 5% of the image, on pale skin without hair.",
+    None,
+    "A melanoma.",
+]
+TRUTH = {"shape": "round", "color": "black", "size": "small", "texture": "smooth", "skin": "pale",
+         "hair": "none", "frame": "full"}  # fmt: skip
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    make(TEXTS, TRUTH)
+    (tmp_path / "params.yaml").write_bytes((RAW.parents[1] / "config/smoke.yaml").read_bytes())
+    return tmp_path
+
+
+def make(texts: list[str | None], truth: dict[str, str] | None, name: str = "phantom-isic2018") -> None:
+    pixels = np.full((32, 32, 3), 210, np.uint8)
+    pixels[10:22, 10:22] = 20
+    rows, captions = [], []
+    for i, text in enumerate(texts):
+        ids = {"id": f"<i{i}>", "label": "MEL", "split": "train", "group": "g", "sha256": ""}
+        rows.append({**ids, "image": encode(pixels), "attributes": json.dumps(truth) if truth else None})
+        answers = {
+            "t1": "<b>first</b>",
+            "t2": "t2",
+            "t_mix": text,
+            "error": None if text else "HTTP 400 (<x>)",
+        }
+        captions.append({"id": f"<i{i}>", **answers, "model": "m", "questions": 1, "finish_reason": "stop"})
+    path = Path(f"data/prepared/{name}.arrow")
+    write(path, "prepared", rows, classes=["MEL"], modality="dermoscopy")
+    Path("data/captions").mkdir(exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(captions, schema=SCHEMA), f"data/captions/{name}.parquet")
+
+
+def values(folder: Path) -> dict[tuple[str, str], tuple[float, int]]:
+    with (folder / "captions.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {(r["measure"], r["attribute"]): (float(r["value"]), int(r["images"])) for r in rows}
+
+
+def test_the_numbers_are_those_counted_by_hand(project: Path) -> None:
+    table = values(audit("phantom-isic2018"))
+    assert table["accuracy", "shape"] == (2 / 5, 5)
+    assert table["stated", "shape"] == (3 / 5, 5)
+    assert table["false", "shape"] == (pytest.approx(1 / 3, abs=1e-5), 3)
+    assert table["accuracy", "color"] == (3 / 5, 5)
+    assert table["false", "color"] == (0, 3)
+    assert table["accuracy", "frame"] == (1, 5)  # unsaid, and true
+    assert table["majority", "size"] == (1, 5)
+    assert table["images", ""][0] == 6
+    assert table["without a description", ""][0] == 1
+    assert table["refusals, share", ""] == (1 / 5, 5)
+    assert table["name a diagnosis, share", ""] == (1 / 5, 5)
+    assert table["distinct descriptions, share", ""] == (1, 5)
+    assert table["words, least", ""][0] == 2
+    assert table["agreement", "color"][1] == 3
+
+
+def test_real_images_have_no_truth(project: Path) -> None:
+    make(TEXTS, None)
+    table = values(audit("phantom-isic2018"))
+    assert not any(measure_name == "accuracy" for measure_name, _ in table)
+    assert table["agreement", "color"][1] == 3
+    assert "shape" in (Path("results/audit/phantom-isic2018") / "captions.md").read_text()
+
+
+def test_near_duplicates_differ_in_numbers_and_order_only(project: Path) -> None:
+    make(["A red spot, about 5%.", "About 10% a spot, red.", "A black spot."], None)
+    assert values(audit("phantom-isic2018"))["near-duplicates, share", ""][0] == pytest.approx(
+        1 / 3, abs=1e-5
+    )
+
+
+def test_the_page_needs_no_other_file_and_escapes_what_it_shows(project: Path) -> None:
+    page = (audit("phantom-isic2018") / "captions.html").read_text(encoding="utf-8")
+    assert page.count("<figure>") == len(TEXTS) + 2  # all; then the false one and the one that failed
+    assert page.count("data:image/png;base64,") == page.count("<img ")
+    assert "http" not in page.replace("HTTP 400", "")
+    assert "&lt;i0&gt;" in page
+    assert "<b>" not in page
+    assert "HTTP 400 (&lt;x&gt;)" in page
+
+
+def test_the_command_prints_the_table(project: Path) -> None:
+    done = CliRunner().invoke(app, ["audit", "captions", "phantom-isic2018"])
+    assert done.exit_code == 0, done.output
+    assert "| shape | 40.0% |" in done.output
+
+
+def test_twice_the_same_bytes(project: Path) -> None:
+    folder = audit("phantom-isic2018")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert {path.name: path.read_bytes() for path in audit("phantom-isic2018").iterdir()} == before
+
+
+def spoil(path: str, change: Any) -> None:
+    table = pq.read_table(path)
+    pq.write_table(change(table), path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda table: table.slice(0, 3), "found 3 descriptions; expected 6"),
+        (lambda table: pa.concat_tables([table.slice(1), table.slice(0, 1)]), "found image <i1>"),
+        (lambda table: table.drop(["error"]), "no readable captions"),
+    ],
+)
+def test_captions_that_do_not_fit_are_one_line(project: Path, change: Any, words: str) -> None:
+    spoil("data/captions/phantom-isic2018.parquet", change)
+    with pytest.raises(VapError, match=words) as caught:
+        audit("phantom-isic2018")
+    assert "\n" not in str(caught.value)
+    assert not Path("results/audit/phantom-isic2018/captions.csv").exists()
+
+
+def test_no_captions_is_one_line(project: Path) -> None:
+    Path("data/captions/phantom-isic2018.parquet").unlink()
+    with pytest.raises(VapError, match="run the caption stage"):
+        audit("phantom-isic2018")

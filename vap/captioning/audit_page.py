@@ -1,0 +1,76 @@
+"""A page of images with their descriptions: one HTML file that needs no other."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vap.artifacts import ArrowFile
+
+EXAMPLES = 24  # of each kind
+
+STYLE = """
+body { font: 15px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 1200px; padding: 0 1rem }
+h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2rem }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(540px, 1fr)); gap: 1rem }
+figure { display: flex; gap: .8rem; margin: 0; border: 1px solid #ddd; border-radius: 6px; padding: .7rem }
+img { width: 192px; height: 192px; object-fit: contain; image-rendering: pixelated; flex: none }
+figcaption p { margin: 0 0 .5rem } .id, .t1, .truth { color: #666; font-size: .85rem }
+.wrong { color: #b00020; font-weight: 600 }
+"""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image's description.
+
+    Attributes:
+        row: in the prepared file.
+        truth: its known attributes; empty for a real image.
+        wrong: the attributes about which it states anything but the truth.
+    """
+
+    row: int
+    id: str
+    t1: str | None
+    text: str | None
+    error: str | None
+    truth: Mapping[str, str]
+    wrong: Sequence[str]
+
+
+def write_page(
+    path: Path, dataset: str, by: str, prepared: ArrowFile, parts: Mapping[str, Sequence[Example]]
+) -> None:
+    """Write the page: a heading for each part, then its examples."""
+    title = html.escape(f"The descriptions of {dataset}, by {by}")
+    with path.open("w", encoding="utf-8") as file:
+        file.write(f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>')
+        file.write(f"<style>{STYLE}</style>\n<h1>{title}</h1>\n")
+        for heading, examples in parts.items():
+            if examples:
+                file.write(f'<h2>{html.escape(heading)}</h2>\n<div class="grid">\n')
+                file.writelines(_figure(example, prepared) for example in examples)
+                file.write("</div>\n")
+
+
+def _figure(example: Example, prepared: ArrowFile) -> str:
+    image = base64.b64encode(prepared.value("image", example.row)).decode()
+    label = prepared.value("label", example.row)
+    failed = f'<span class="wrong">no description: {html.escape(example.error or "?")}</span>'
+    truth = "; ".join(
+        f'<span class="{"wrong" if name in example.wrong else "right"}">{html.escape(name)}: '
+        f"{html.escape(value)}</span>"
+        for name, value in example.truth.items()
+    )
+    lines = [
+        f'<p class="id">{html.escape(example.id)}, {html.escape(label)}</p>',
+        f"<p>{html.escape(example.text) if example.text else failed}</p>",
+        f'<p class="t1">First impression: {html.escape(example.t1 or "none")}</p>',
+        f'<p class="truth">Drawn as: {truth}</p>' if truth else "",
+    ]
+    source = f"data:image/png;base64,{image}"
+    return f'<figure><img src="{source}" alt=""><figcaption>{"".join(lines)}</figcaption></figure>\n'
