@@ -1,6 +1,6 @@
-"""Random batches of 64 descriptions, padded, with their mask, as training reads them (in half precision, which
-the network widens where it computes): the prompt bank against .npy files of 256 x 768 float32, one a
-description (20,000, where the disk has room for their 15.7 GB).
+"""Random batches of 64 descriptions, padded, with their mask, in the half precision that training reads: the
+prompt bank against .npy files of 256 x 768 float32, one a description (20,000, where the disk has room for
+their 15.7 GB).
 
 The page cache decides. The row is training on a machine whose memory holds the bank (2.5 GB in fp16, the
 default) and not the files: the cache is emptied of the files, and the bank was read once. The details have

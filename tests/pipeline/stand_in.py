@@ -29,7 +29,8 @@ def main() -> None:
         digest.update(content(Path(fill(dep, item))))
     for key in stage.get("params", []):
         digest.update(json.dumps(value(params, fill(key, item))).encode())
-    for number, out in enumerate(stage.get("outs", []) + stage.get("metrics", [])):
+    plots = [path for entry in stage.get("plots", []) for path in entry]  # each is {path: how to draw it}
+    for number, out in enumerate(stage.get("outs", []) + stage.get("metrics", []) + plots):
         path = Path(fill(out, item))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"made from": digest.hexdigest(), "out": number}))
