@@ -23,7 +23,8 @@ test-slow: $(READY) ## the tests that take minutes
 	python -m pytest -m slow
 
 test-vllm: $(READY) ## the tests with a real vLLM server, where one can be installed for the CPU
-	@if sh tests/vllm/environment.sh; then python -m pytest -m vllm tests/vllm; fi
+	@sh tests/vllm/environment.sh; status=$$?; if [ $$status -eq 0 ]; then python -m pytest -m vllm tests/vllm; \
+	elif [ $$status -ne 77 ]; then exit $$status; fi
 
 check: $(READY)  ## format, lint, types, and the two graphs
 	ruff format --check .

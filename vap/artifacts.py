@@ -191,14 +191,26 @@ def work_folder(record: Mapping[str, Any], keep: bool = False) -> Iterator[Path]
     key = hashlib.sha256(canonical(record).encode()).hexdigest()[:16]
     folder = WORK / record["stage"] / "-".join([*record["item"], key])
     folder.mkdir(parents=True, exist_ok=True)
-    if rank_and_world()[0]:  # the first process holds the lock for all
+    rank, world = rank_and_world()
+    launch, token = folder / "launch", os.environ.get("MASTER_PORT", "")
+    if rank:  # the first process holds the lock for all, and keeps the folder until all have left it
+        while not launch.exists() or launch.read_text() != token:
+            time.sleep(PART_POLL)
         yield folder
+        (folder / f"left-{rank}").touch()
         return
     lock = folder.parent / f"{folder.name}.lock"
     with lock.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         folder.mkdir(parents=True, exist_ok=True)
+        for other in range(1, world):
+            (folder / f"left-{other}").unlink(missing_ok=True)
+        if world > 1:
+            with atomic(launch) as part:
+                part.write_text(token)
         yield folder
+        while not all((folder / f"left-{other}").exists() for other in range(1, world)):
+            time.sleep(PART_POLL)
         if not keep:
             shutil.rmtree(folder)
             lock.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """Several processes of one command on one machine: `compute.processes` of params.yaml.
 
 Each process finds its place in the variables that torch.distributed and accelerate read (RANK, WORLD_SIZE,
-…), so `accelerate launch -m vap train …` and Slurm's launchers work as well, on many machines too.
+…), so `accelerate launch -m vap train …` works as well, on many machines too.
 """
 
 from __future__ import annotations
@@ -60,10 +60,11 @@ def launched_together(processes: int, command: list[str]) -> bool:
                         stderr=None if rank == 0 else logs[rank].open("wb"),  # one voice is enough
                     )
                 )
-            patience = GRACE
+            patience, first = GRACE, None
             while any(process.poll() is None for process in running) and patience > 0:
-                if any(process.poll() for process in running):
-                    patience -= POLL  # one failed: the others would wait for it for ever
+                first = next((r for r, p in enumerate(running) if p.poll()), None) if first is None else first
+                if first is not None:
+                    patience -= POLL  # it failed: the others would wait for it for ever
                 time.sleep(POLL)
         finally:
             for process in running:
@@ -80,9 +81,9 @@ def launched_together(processes: int, command: list[str]) -> bool:
             raise Stopped(f"vap {' '.join(command)}: stopped; the next run goes on from the last checkpoint")
         codes = [process.returncode for process in running]
         if any(codes):
-            if codes[0] > 0:
+            failed = first if first is not None else next(r for r, code in enumerate(codes) if code)
+            if failed == 0 and codes[0] > 0:
                 sys.exit(codes[0])  # it has said why
-            failed = next((rank for rank, code in enumerate(codes) if code not in (0, -signal.SIGTERM)), 0)
             said = logs[failed].read_text(errors="replace").split("\n") if failed else []
             raise VapError(
                 f"process {failed} of {processes}",

@@ -128,16 +128,34 @@ def test_vap_starts_from_class_conditional_weights(
 
 
 def test_vap_starts_from_text_conditional_weights(tmp_path: Path) -> None:
-    theirs = uvit(num_classes=0, context_dim=6, context_tokens=3)
+    theirs = uvit(num_classes=0, context_dim=6, context_tokens=7)
     write(theirs, tmp_path / "w.pth")
     net = vap_net(seed=9)
     before = net.uvit.pos_embed[0].clone()
     start_from(net, tmp_path / "w.pth")
     assert torch.equal(net.uvit.context_embed.weight, theirs.context_embed.weight)
-    assert torch.equal(net.uvit.pos_embed[0, 1:5], theirs.pos_embed[0, :4])  # time, three texts
+    assert torch.equal(net.uvit.pos_embed[0, 1:9], theirs.pos_embed[0, :8])  # time, seven texts
     assert torch.equal(net.uvit.pos_embed[0, 0], before[0])  # label
-    assert torch.equal(net.uvit.pos_embed[0, 5:9], before[5:9])
-    assert torch.equal(net.uvit.pos_embed[0, 9:], theirs.pos_embed[0, 4:])
+    assert torch.equal(net.uvit.pos_embed[0, 9:], theirs.pos_embed[0, 8:])
+
+
+@pytest.mark.parametrize(("texts", "size"), [(77, 16), (256, 16), (7, 16), (77, 8)])
+def test_text_and_patches_of_a_file_are_told_apart(tmp_path: Path, texts: int, size: int) -> None:
+    theirs = uvit(num_classes=0, context_dim=6, context_tokens=texts, size=size)
+    with torch.no_grad():
+        theirs.pos_embed[:, 1 : 1 + texts] = 1
+        theirs.pos_embed[:, 1 + texts :] = 2
+    write(theirs, tmp_path / "w.pth")
+    net = vap_net(seed=9)
+    start_from(net, tmp_path / "w.pth")
+    assert (net.uvit.pos_embed[0, 2:9] == 1).all()
+    torch.testing.assert_close(net.uvit.pos_embed[0, 9:], torch.full((16, 16), 2.0))
+
+
+def test_positions_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
+    write(uvit(num_classes=0, context_dim=6, context_tokens=5), tmp_path / "w.pth")
+    with pytest.raises(VapError, match=r"pos_embed: found \(1, 22, 16\)"):
+        start_from(vap_net(), tmp_path / "w.pth")
 
 
 def test_vap_goes_on_from_its_own_weights(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_engine_options_are_recorded_and_places_are_not(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     own = vllm_settings(model=str(tmp_path), command="/opt/somewhere/vllm")
     record = stage._by(settings(**own).caption)
-    assert record["vllm"].keys() == {"revision", "dtype", "max_model_len", "args", "config"}
+    assert record["vllm"].keys() == {"revision", "dtype", "max_model_len", "args", "config", "weights"}
     assert str(tmp_path) not in json.dumps(record)
     assert VllmParams.model_fields.keys() >= stage.ENGINE
 
@@ -177,3 +177,16 @@ def test_a_guards_exit_status_is_the_commands() -> None:
         command = [sys.executable, "-m", "vap.captioning.guard", *words]
         with subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.PIPE) as process:
             assert process.wait(timeout=30) == status
+
+
+def test_weights_of_one_configuration_are_told_apart(tmp_path: Path) -> None:
+    """Two fine-tunings of one model: a run that was stopped must not go on with the other."""
+    records = []
+    for name, content in (("a", b"one" * 10), ("b", b"two" * 10)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_bytes(content)
+        records.append(stage._by(settings(**vllm_settings(model=str(folder))).caption))
+    assert records[0] != records[1]
+    assert records[0]["vllm"]["config"] == records[1]["vllm"]["config"]

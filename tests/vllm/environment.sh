@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes what the tests marked `vllm` need: a vLLM for the CPU in .vllm/env, an environment of its own because vLLM pins
-# torch and transformers, and a tiny checkpoint in .vllm/tiny. Ends with 1, and says why, where it cannot be had.
+# torch and transformers, and a tiny checkpoint in .vllm/tiny. Ends with 77, and says why, where it cannot be had.
 set -eu
 cd "$(dirname "$0")/../.."
 KIT=${VAP_TEST_VLLM:-../shared/vllm}
@@ -9,7 +9,7 @@ PYTHON=.vllm/env/bin/python
 
 skip() {
     echo "The vLLM tests are skipped: $1"
-    exit 1
+    exit 77
 }
 
 [ -d "$KIT/shim" ] || skip "no kit in $KIT (VAP_TEST_VLLM names its folder)"

@@ -82,7 +82,7 @@ class ChatClient:
         self._http = aiohttp.ClientSession(  # a quarter of httpx's time a request
             connector=aiohttp.TCPConnector(limit=self._concurrency),
             headers={**self._key.headers(), "Content-Type": "application/json"},
-            timeout=aiohttp.ClientTimeout(total=self._timeout),
+            timeout=aiohttp.ClientTimeout(total=self._timeout, sock_connect=PROBE_TIMEOUT),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
         return self
@@ -98,7 +98,7 @@ class ChatClient:
             aiohttp.ClientError, TimeoutError, OSError: there is no whole reply.
         """
         method = "GET" if content is None else "POST"
-        limit = aiohttp.ClientTimeout(total=timeout or self._timeout)
+        limit = aiohttp.ClientTimeout(total=timeout or self._timeout, sock_connect=PROBE_TIMEOUT)
         try:
             sending = self._http.request(method, url, data=content, timeout=limit, allow_redirects=False)
             async with sending as response:
@@ -207,7 +207,7 @@ class ChatClient:
                 wait = min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT)
                 await asyncio.sleep(wait * self._jitter.uniform(0.75, 1.25))
             try:
-                response = await self._send(f"{endpoint.url}/models")
+                response = await self._send(f"{endpoint.url}/models", timeout=PROBE_TIMEOUT)
             except (aiohttp.ClientError, OSError) as error:
                 trouble = failure(error, self._key)
                 self._set_aside(endpoint, trouble)
@@ -215,7 +215,7 @@ class ChatClient:
             if response.status in (401, 403):
                 meaning(response, endpoint.url, self._key)
             if response.status >= 500 and response.status != 501:
-                words = f"HTTP {response.status} ({self._key.clean(message(response))})"
+                words = f"HTTP {response.status} ({message(response, self._key)})"
                 trouble = Trouble("server", words)
                 self._set_aside(endpoint, trouble)
                 continue

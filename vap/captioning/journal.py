@@ -53,7 +53,10 @@ class Journal:
         """Note the line that begins at the end; False where it is no whole entry."""
         try:
             entry: dict[str, Any] = json.loads(line) if line.endswith(b"\n") else {}
-            if "row" not in entry:
+            if "forget" in entry:
+                self._at[:, ERROR] = -1
+                self.failed = 0
+            elif "row" not in entry:
                 self.shared = Answer(entry["text"], entry["finish_reason"])
             else:  # an answer clears an error: the image was asked again after it had failed
                 row, column = entry["row"], ERROR if "error" in entry else entry["step"] - 1
@@ -66,7 +69,9 @@ class Journal:
 
     def _append(self, entry: dict[str, Any]) -> None:
         line = (json.dumps(entry, ensure_ascii=False) + "\n").encode()
-        os.write(self._file.fileno(), line)
+        rest = memoryview(line)
+        while rest:  # a disk that fills up takes a part
+            rest = rest[os.write(self._file.fileno(), rest) :]
         self._enter(line)
         self._end += len(line)
 
@@ -109,5 +114,4 @@ class Journal:
 
     def forget_failures(self) -> None:
         """Let the failed images be asked again."""
-        self._at[:, ERROR] = -1
-        self.failed = 0
+        self._append({"forget": "failures"})

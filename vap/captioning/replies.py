@@ -109,7 +109,7 @@ def meaning(response: Reply, url: str, key: Key) -> Answer | Trouble:
     status = response.status
     if status == 200:
         return _answer(response, url, key)
-    words = f"HTTP {status} ({key.clean(message(response))})"
+    words = f"HTTP {status} ({message(response, key)})"
     if status in REFUSES_REQUEST:
         raise ImageFailed(words)
     if status == 500:
@@ -129,8 +129,8 @@ def _answer(response: Reply, url: str, key: Key) -> Answer | Trouble:
             raise TypeError
         tokens = (body.get("usage") or {}).get("completion_tokens")
     except (ValueError, LookupError, TypeError, AttributeError):
-        start = " ".join(response.text.split())[:80]
-        found = f"HTTP 200 with no chat completion ({key.clean(start)})"
+        start = " ".join(key.clean(response.text).split())[:80]
+        found = f"HTTP 200 with no chat completion ({start})"
         fix = "check that caption.server is the base URL, which ends in /v1"
         raise VapError(url, found, "an OpenAI-compatible server", fix) from None
     text = text.encode("utf-8", "replace").decode().strip()  # no lone surrogates
@@ -143,14 +143,14 @@ def _answer(response: Reply, url: str, key: Key) -> Answer | Trouble:
     return Answer(text, reason, tokens if isinstance(tokens, int) else None)
 
 
-def message(response: Reply) -> str:
-    """The server's own words, shortened; its error may be an object or a string."""
+def message(response: Reply, key: Key) -> str:
+    """The server's own words, without the key, then shortened; its error may be an object or a string."""
     try:
         error: Any = json.loads(response.body)["error"]
         text = str(error["message"] if isinstance(error, dict) else error)
     except (ValueError, LookupError, TypeError, AttributeError):
         text = response.text
-    return " ".join(text.encode("utf-8", "replace").decode().split())[:200]
+    return " ".join(key.clean(text.encode("utf-8", "replace").decode()).split())[:200]
 
 
 def _retry_after(response: Reply) -> float:

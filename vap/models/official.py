@@ -21,6 +21,7 @@ from vap.artifacts import atomic, write_safetensors
 from vap.errors import VapError
 from vap.models.uvit import UViT
 
+PUBLISHED_TEXTS = (77, 256)  # tokens: of CLIP in the official code, of BiomedCLIP in the authors'
 FRESH = ("label_emb.", "context_embed.")  # may be absent or of another size: other classes, another encoder
 
 
@@ -125,10 +126,12 @@ def _positions(found: Mapping[str, Tensor], place: str, net: UViT, path: Path) -
     has_label, has_text = (f"{place}{name}.weight" in found for name in ("label_emb", "context_embed"))
     fixed = has_label + 1
     rest = theirs.shape[1] - fixed
-    side = math.isqrt(rest) if not has_text else round(math.sqrt(net.num_patches))
-    patches = side**2
-    if theirs.shape[-1] != net.width or rest < patches or (not has_text and rest != patches):
+    # how many of the rest are text is not written in a file: none, as many as here, or as published
+    texts = (net.extras - 1 - (net.label_emb is not None), *PUBLISHED_TEXTS) if has_text else (0,)
+    patches = next((rest - n for n in texts if rest > n and math.isqrt(rest - n) ** 2 == rest - n), None)
+    if theirs.shape[-1] != net.width or patches is None:
         return theirs  # its shape is reported with the others
+    side = math.isqrt(patches)
     text = theirs[:, fixed : theirs.shape[1] - patches]
     grid = theirs[:, theirs.shape[1] - patches :].reshape(1, side, side, -1).permute(0, 3, 1, 2)
     new = round(math.sqrt(net.num_patches))

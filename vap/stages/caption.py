@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def run(params: Params, dataset: str) -> Path:
             try:
                 with serving(settings, work / "vllm.log") as served:
                     asyncio.run(ask_all(settings, params.seed, served, questions, prepared, journal))
-            except* VapError as group:  # the workers' errors come as a group; one line is enough
+            except ExceptionGroup as group:  # the workers' errors; one line is enough
                 raise _first(group) from None
         _write(captions_path(dataset), settings, prepared, journal, record)
     return captions_path(dataset)
@@ -89,8 +90,20 @@ def _by(settings: CaptionParams) -> dict[str, Any]:
     engine: dict[str, Any] = settings.vllm.model_dump(include=ENGINE)
     config = Path(settings.vllm.model or settings.model) / "config.json"
     if config.is_file():  # a local folder: what it holds matters, not where it lies
-        return {"by": "vllm", "vllm": {**engine, "config": file_sha256(config)}}
+        weights = sorted(p for p in config.parent.iterdir() if p.suffix in (".safetensors", ".bin"))
+        known = {"config": file_sha256(config), "weights": {p.name: _head(p) for p in weights}}
+        return {"by": "vllm", "vllm": {**engine, **known}}
     return {"by": "vllm", "vllm": {**engine, "model": settings.vllm.model or settings.model}}
+
+
+def _head(weights: Path) -> str:
+    """Tells files of weights apart without reading them whole: size, beginning and end."""
+    size, piece = weights.stat().st_size, 1 << 20
+    with weights.open("rb") as file:
+        digest = hashlib.sha256(str(size).encode() + file.read(piece))
+        file.seek(max(0, size - piece))
+        digest.update(file.read())
+    return digest.hexdigest()
 
 
 def _first(error: BaseException) -> BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,6 +83,9 @@ def set_up_torch(compute: ComputeParams) -> torch.device:
         raise VapError(
             f"params.yaml: compute.device: {name}", f"only {found}", "a device that is there", "use auto"
         )
+    if name == "cuda":  # of several processes on one machine each has its own
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cuda", torch.cuda.current_device())
     return torch.device(name)
 
 

@@ -189,6 +189,7 @@ def _batches(
     """The batches of all steps; for a GPU made ahead, in memory that it can copy from by itself."""
 
     def pinned(step: int) -> Batch:
+        torch.cuda.set_device(device)  # a thread begins with the first GPU
         return batch(step, part).map(lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
 
     if device.type == "cuda":

@@ -15,6 +15,7 @@ rule caption:
         "../../environment.yml"
     resources:
         mem_mb=2000,
+        vllm=int(config["caption"]["server"] == "vllm"),  # one server at a time: it takes the GPU
     params:
         settings=params_of(
             "seed",
