@@ -1,4 +1,4 @@
-"""Random batches of 64 descriptions, padded, with their mask, in the half precision that training reads: the
+"""Random batches of 64 descriptions, padded, with their mask, in the dtype that training reads: the
 prompt bank against .npy files of 256 x 768 float32, one a description (20,000, where the disk has room for
 their 15.7 GB).
 

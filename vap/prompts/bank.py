@@ -158,14 +158,14 @@ class PromptBank:
 
     @property
     def native(self) -> torch.dtype:
-        """The floating-point dtype that holds the states as they are stored; float16 for int8."""
-        return torch.bfloat16 if self.dtype == "bf16" else torch.float16
+        """The dtype of the states as they are stored; float32 for int8, which has to be computed."""
+        return torch.float32 if self.dtype == "int8" else TORCH[self.dtype]
 
     def collate(self, rows: Sequence[int], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """States of several descriptions, padded to the longest of them.
 
         Args:
-            dtype: of the context; `native` moves half the bytes of float32, and the network widens them where
+            dtype: of the context; `native` copies half the bytes of float32, and the network widens them where
                 it computes.
 
         Returns:
