@@ -165,7 +165,7 @@ class PromptBank:
         """States of several descriptions, padded to the longest of them.
 
         Args:
-            dtype: of the context; `native` copies half the bytes, and the network widens them where it computes.
+            dtype: of the context; `native` copies half the bytes, and the network widens where it computes.
 
         Returns:
             context (B, S, width), zero where padded; mask (B, S) bool, True where a token is real.
