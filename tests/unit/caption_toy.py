@@ -84,7 +84,7 @@ def describer(odd: str = "") -> Callable[[dict[str, Any]], Any]:
 
 def stop_after(server: ChatServer, answers: int) -> None:
     """Answer so often, then refuse everything: the stage ends as if it had been killed."""
-    server.requests.clear()
+    server.forget()
     server.script = [describer()] * answers + [GONE]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -76,6 +77,14 @@ class ChatServer:
 
     def serve(self) -> None:
         self._server.serve_forever(poll_interval=0.02)
+
+    def forget(self) -> None:
+        """Count from nothing, once what a stopped client had in flight has arrived."""
+        seen = -1
+        while seen != len(self.requests):
+            seen = len(self.requests)
+            time.sleep(0.2)
+        self.requests.clear()
 
     def close(self) -> None:
         self._server.shutdown()

@@ -76,7 +76,7 @@ def test_a_killed_run_asks_only_what_is_missing(project: Path, odd: str) -> None
         whole = file_sha256(OUT)
         OUT.unlink()
 
-        server.requests.clear()
+        server.forget()
         server.script = [describer(odd)] * 8 + [GONE]
         with pytest.raises(VapError, match="HTTP 401") as caught:
             run(url)
@@ -85,7 +85,7 @@ def test_a_killed_run_asks_only_what_is_missing(project: Path, odd: str) -> None
         assert 5 <= len(kept()) <= 8  # all but those in flight, first answers without a last one too
         missing = 1 + 2 * len(IDS) - len(kept())
 
-        server.requests.clear()
+        server.forget()
         server.script = [describer(odd)]
         run(url)
         assert len(server.requests) == missing
@@ -115,7 +115,7 @@ def test_a_spoilt_end_of_the_journal_is_cut_off(project: Path, spoil: Callable[[
             run(server.url)
         missing = 1 + 2 * len(IDS) - len(kept())
         assert len(kept()) > left
-        server.requests.clear()
+        server.forget()
         server.script = [describer()]
         run(server.url)
         assert len(server.requests) == missing
@@ -137,7 +137,7 @@ def test_other_questions_do_not_take_over_old_answers(project: Path) -> None:
         stop_after(server, 8)
         with pytest.raises(VapError):
             run(server.url)
-        server.requests.clear()
+        server.forget()
         server.script = [describer()]
         run(server.url, caption__questions=2)
         assert len(server.requests) == 1 + 2 * len(IDS)
@@ -212,7 +212,7 @@ def test_images_are_scaled_down_to_the_models_limit(project: Path) -> None:
         run(server.url, caption__max_image_side=8)
         small = server.requests[-1]["messages"][0]["content"][0]["image_url"]["url"]
         assert decode(base64.b64decode(small.partition(",")[2])).shape == (8, 8, 3)
-        server.requests.clear()
+        server.forget()
         run(server.url, caption__max_image_side=16)
         urls = {
             r["messages"][0]["content"][0]["image_url"]["url"]

@@ -79,7 +79,7 @@ def test_more_failures_than_allowed_end_the_stage_and_are_asked_again(project: P
         assert "3 of 9 images without a description, the last z1: question 3: HTTP 400" in line
         assert "at most 2 (caption.max_failed: 0.25)" in line
         assert not OUT.exists()
-        server.requests.clear()
+        server.forget()
         server.script = [describer()]
         run(server.url)
         assert [question_of(request) for request in server.requests] == [3, 3, 3]
@@ -92,7 +92,7 @@ def test_allowed_failures_stay_through_an_interruption(project: Path) -> None:
         run(server.url, caption__max_failed=0.2)
         whole = file_sha256(OUT)
         OUT.unlink()
-        server.requests.clear()
+        server.forget()
         server.script = [faulty] * 9 + [GONE]
         with pytest.raises(VapError):
             run(server.url, caption__max_failed=0.2, caption__concurrency=1)
