@@ -32,6 +32,7 @@ OUT = Path("data/prepared/own.arrow")
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(prepare, "PART_ROWS", 4)
+    monkeypatch.setattr("vap.datasets.ahead.processors", lambda: 1)
     return tmp_path
 
 
@@ -145,11 +146,11 @@ def test_isic_artefact(project: Path) -> None:
 def interrupt_after(n: int, calls: list[str]) -> Callable[[Item], RawImage]:
     load = base.load_file
 
-    def stand_in(item: Item) -> RawImage:
+    def stand_in(item: Item, at_least: int = 0) -> RawImage:
         if len(calls) == n:
             raise KeyboardInterrupt
         calls.append(item.id)
-        return load(item)
+        return load(item, at_least)
 
     return stand_in
 

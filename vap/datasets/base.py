@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from vap.datasets import images
+import numpy as np
+from PIL import Image
+
+from vap.datasets import archives, images
 from vap.datasets.images import Pixels
 from vap.errors import VapError
-from vap.params import PrepareParams
+from vap.params import DatasetParams, PrepareParams
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -28,14 +30,14 @@ class Item:
         label: class.
         split: train, val or test.
         group: lesion, patient or video; never on two sides of a split.
-        source: the image file; None for a phantom.
+        source: the image file, on disk or in an archive; None for a phantom.
     """
 
     id: str
     label: str
     split: Split
     group: str
-    source: Path | None
+    source: archives.Source | None
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,19 @@ class RawImage:
     """One image as it was found.
 
     Attributes:
-        pixels: uint8 [H, W, 3], RGB, 0 to 255.
+        image: mode RGB.
         sha256: of the raw file's bytes; of the pixels, for a phantom.
         attributes: a phantom's known attributes; None for a real image.
     """
 
-    pixels: Pixels
+    image: Image.Image
     sha256: str
     attributes: dict[str, str] | None = None
+
+    @property
+    def pixels(self) -> Pixels:
+        """uint8 [H, W, 3], RGB, 0 to 255."""
+        return np.asarray(self.image)
 
 
 class Source(Protocol):
@@ -61,15 +68,17 @@ class Source(Protocol):
         items: train, then val, then test, each by id.
         modality: what the dataset itself declares, if it does.
         inputs: name to file, for the files that decide ids, labels, splits or groups.
+        left_out: what the listing left out.
     """
 
     classes: list[str]
     items: list[Item]
     modality: str | None
     inputs: dict[str, Path]
+    left_out: LeftOut
 
-    def load(self, item: Item) -> RawImage:
-        """Read or draw one image.
+    def load(self, item: Item, at_least: int = 0) -> RawImage:
+        """Read or draw one image, at full size or at least `at_least` pixels a side (images.open_rgb).
 
         Raises:
             UnreadableImage: the file is no whole image.
@@ -77,31 +86,46 @@ class Source(Protocol):
         ...
 
 
-def open_source(adapter: str, root: Path, prepare: PrepareParams, seed: int) -> Source:
+class FileSource:
+    """What the datasets of image files share; __init__ sets the attributes of Source."""
+
+    modality: str | None = None
+
+    def load(self, item: Item, at_least: int = 0) -> RawImage:
+        """Read one image."""
+        return load_file(item, at_least)
+
+
+def open_source(settings: DatasetParams, root: Path, prepare: PrepareParams, seed: int) -> Source:
     """List the dataset in `root`, without reading an image.
 
     Args:
-        adapter: isic2018 | folder | phantom.
+        settings: the dataset's section of params.yaml: its adapter and that one's options.
         root: data/raw/NAME.
         seed: of the split, where the dataset gives none, and of a phantom's draw.
 
     Raises:
         VapError: the folder or one of its files is absent, unreadable or does not fit its layout.
     """
-    from vap.datasets import folder, isic2018
+    from vap.datasets import chestxray14, colonoscopy, folder, isic2018, isic2019
 
+    skip, fraction = prepare.on_error == "skip", prepare.test_fraction
     try:
-        if adapter == "phantom":
+        if settings.adapter == "phantom":
             return PhantomSource(root, prepare.image_size, seed)
-        if adapter == "isic2018":
-            return isic2018.Isic2018Source(root)
-        if adapter == "folder":
-            return folder.FolderSource(root, prepare.test_fraction, seed)
+        if settings.adapter == "isic2018":
+            return isic2018.Isic2018Source(root, skip)
+        if settings.adapter == "isic2019":
+            return isic2019.Isic2019Source(root, settings, fraction, seed, skip)
+        if settings.adapter == "chestxray14":
+            return chestxray14.ChestXray14Source(root, settings, fraction, seed, skip)
+        if settings.adapter == "colonoscopy":
+            return colonoscopy.ColonoscopySource(root, settings, fraction, seed, skip)
+        return folder.FolderSource(root, fraction, seed)
     except OSError as error:
         found = error.strerror or str(error)
         where = error.filename or root
         raise VapError(where, found, "a readable file or folder", "check its permissions") from None
-    raise VapError("adapter", repr(adapter), "isic2018, folder or phantom", "choose one of these")
 
 
 class PhantomSource:
@@ -119,30 +143,63 @@ class PhantomSource:
         self.classes = list(spec.classes)
         self.modality: str | None = spec.modality
         self.inputs = {"spec": path}
+        self.left_out = LeftOut(skip=False)
         items = [Item(s.id, s.label, split_name(s.split), s.group, None) for s in samples]
         self.items = checked(root, items, self.classes)
 
-    def load(self, item: Item) -> RawImage:
-        """Draw one image: uint8 [size, size, 3]."""
+    def load(self, item: Item, at_least: int = 0) -> RawImage:
+        """Draw one image, `size` pixels a side."""
         from vap.datasets import phantom
 
         sample = self._samples[item.id]
         pixels = phantom.render(self.modality or "", sample, self._size)
-        return RawImage(pixels, hashlib.sha256(pixels.tobytes()).hexdigest(), sample.attributes)
+        digest = hashlib.sha256(pixels.tobytes()).hexdigest()
+        return RawImage(Image.fromarray(pixels), digest, sample.attributes)
 
 
-# ── shared by the adapters ──────────────────────────────────────────────────────────────────────
+# ── shared by the adapters ──────────────────────────────────────────────────────────────────────────
 
 
-def load_file(item: Item) -> RawImage:
+class LeftOut:
+    """What a listing cannot use: raised, or left out and noted under prepare.on_error: skip."""
+
+    def __init__(self, skip: bool) -> None:
+        self._skip = skip
+        self._kinds: dict[str, VapError] = {}
+        self._counts: Counter[str] = Counter()
+
+    def add(self, kind: str, error: VapError, count: int = 1) -> None:
+        """`error`, of one or several images of one `kind`, e.g. "rows without an image".
+
+        Raises:
+            VapError: `error`, unless such are to be skipped.
+        """
+        if not self._skip:
+            raise error
+        self._kinds.setdefault(kind, error)
+        self._counts[kind] += count
+
+    def member(self, error: VapError) -> None:
+        """An archive's member that cannot be used."""
+        self.add("files in archives", error)
+
+    @property
+    def notes(self) -> list[str]:
+        """A line a kind."""
+        return [
+            f"left out {self._counts[kind]} {kind}; the first: {error.where}: {error.found}"
+            for kind, error in self._kinds.items()
+        ]
+
+
+def load_file(item: Item, at_least: int = 0) -> RawImage:
     """Read the image file of `item`.
 
     Raises:
         UnreadableImage: the file is no whole image.
     """
     assert item.source is not None
-    pixels, sha256 = images.read(item.source)
-    return RawImage(pixels, sha256)
+    return RawImage(*images.open_rgb(item.source, at_least))
 
 
 def split_name(name: str) -> Split:
@@ -191,62 +248,3 @@ def require_training(where: Path, found: Iterable[tuple[str, str]], classes: Seq
             "at least one training image of every class",
             "add images of the class, or remove it",
         )
-
-
-def plain_id(where: str, name: str) -> str:
-    """`name`, if it can only name a file of its own folder.
-
-    Raises:
-        VapError: it is empty, hidden, or a path.
-    """
-    if not name or name.startswith(".") or not name.isprintable() or set(name) & set("/\\:"):
-        expected = "a plain image name: no path, not empty, not hidden"
-        raise VapError(where, f"the image id {name!r}", expected, "correct the row")
-    return name
-
-
-def read_table(path: Path, columns: Sequence[str], fix: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """The rows of a CSV file with a header, as ("file:line", column to stripped value).
-
-    A byte-order mark, CRLF and blank lines are accepted.
-
-    Args:
-        columns: that the file must have; it may have others.
-        fix: what to do where the file is absent.
-
-    Raises:
-        VapError: the file is absent, not UTF-8, lacks a column or a value, or has no row.
-    """
-    if not path.is_file():
-        raise VapError(path, "no such file", f"a CSV file with {','.join(columns)}", fix)
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        found = f"the byte 0x{data[error.start]:02x}, which is not UTF-8 (Latin-1?)"
-        raise VapError(f"{path}:{line}", found, "UTF-8 text", "save the file as UTF-8") from None
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        for name in columns:
-            if header.count(name) != 1:
-                found = f"{header.count(name) or 'no'} column {name!r} in {','.join(header)[:120]!r}"
-                expected = f"the columns {','.join(columns)}"
-                raise VapError(path, found, expected, "correct the header, or fetch the file again")
-        places = {name: header.index(name) for name in columns}
-        empty = True
-        for values in reader:
-            if not any(value.strip() for value in values):
-                continue
-            empty = False
-            where = f"{path}:{reader.line_num}"
-            if len(values) < len(header):
-                found, expected = f"{len(values)} values", f"{len(header)} values"
-                raise VapError(where, found, expected, "complete the row")
-            yield where, {name: values[i].strip() for name, i in places.items()}
-    except csv.Error as error:
-        where = f"{path}:{reader.line_num}"
-        raise VapError(where, f"no CSV ({error})", "a CSV row", "correct the row") from None
-    if empty:
-        raise VapError(path, "no row below the header", "a row for every image", fix)

@@ -15,15 +15,16 @@ from pathlib import Path, PurePosixPath
 from vap.datasets.base import (
     SPLITS,
     Item,
+    LeftOut,
     RawImage,
     Split,
     checked,
     load_file,
-    read_table,
     require_folder,
 )
 from vap.datasets.images import SUFFIXES
 from vap.datasets.split import split
+from vap.datasets.tables import read_table
 from vap.errors import VapError
 
 LAYOUT = "CLASS/*.png (or .jpg, .tif, .bmp ...), or {train,test}/CLASS/*.png"
@@ -68,6 +69,7 @@ class FolderSource:
         if loose:
             print(f"{root}: {loose} images outside a class's folder are ignored", file=sys.stderr)
         self.classes = sorted(classes)
+        self.left_out = LeftOut(skip=False)
         self.inputs: dict[str, Path] = {}
         table = root / "groups.csv"
         if table.exists():
@@ -80,13 +82,13 @@ class FolderSource:
             items = split(items, test_fraction, seed)
         self.items = checked(root, items, self.classes)
 
-    def load(self, item: Item) -> RawImage:
-        """Read one image at its full size.
+    def load(self, item: Item, at_least: int = 0) -> RawImage:
+        """Read one image.
 
         Raises:
             UnreadableImage: the file is no whole image.
         """
-        return load_file(item)
+        return load_file(item, at_least)
 
 
 def _given_split(root: Path) -> dict[Split, Path]:
@@ -129,7 +131,7 @@ def _images(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
 
 def _grouped(items: list[Item], root: Path, table: Path) -> list[Item]:
     """The items with the groups that `table` names."""
-    paths = {str(PurePosixPath(i.source.relative_to(root))): i for i in items if i.source}
+    paths = {i.source.relative_to(root).as_posix(): i for i in items if isinstance(i.source, Path)}
     groups: dict[str, str] = {}
     for where, row in read_table(table, ["path", "group"], "write it, or remove it"):
         path = str(PurePosixPath(row["path"]))

@@ -1,15 +1,18 @@
 """Image files in, fixed-size PNGs out: decode, fit, encode.
 
-Pixels are uint8 [H, W, 3], RGB, 0 to 255, throughout.
+Pixels are uint8 [H, W, 3], RGB, 0 to 255, throughout. All of it may run in several threads: Pillow
+decodes, resizes and encodes without the interpreter's lock.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import struct
 import warnings
+import zlib
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from vap.errors import VapError
 
 Pixels = npt.NDArray[np.uint8]
+Storage = Literal["png", "png-fast", "raw"]
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".pgm", ".ppm"})
 FORMATS = (
@@ -29,13 +33,29 @@ FORMATS = (
     "PPM",
 )  # no format that runs a program, as EPS does
 MAX_PIXELS = 89_478_485  # of one image (256 MiB as RGB); Pillow's own bound
+MAX_BYTES = 2**29  # of one image file
 PNG_LEVEL = 6  # fixed, so that the same pixels are the same bytes
+PNG_FAST = {"compress_level": 1, "compress_type": 3}  # zlib's run-length strategy
+GAP = 3  # an image is reduced by averaging to about this many times its target, then by Lanczos
+
+# of sizes, which are checked here, and of odd metadata; once, since a filter is no thread's own
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class File(Protocol):
+    """A file on disk (Path) or in an archive (vap.datasets.archives.Member)."""
+
+    def is_file(self) -> bool: ...
+
+    def is_symlink(self) -> bool: ...
+
+    def read_bytes(self) -> bytes: ...
 
 
 class UnreadableImage(VapError):
     """One image file cannot be used; the others may be."""
 
-    def __init__(self, path: Path, found: str) -> None:
+    def __init__(self, path: object, found: str) -> None:
         super().__init__(
             path,
             found,
@@ -44,61 +64,77 @@ class UnreadableImage(VapError):
         )
 
 
-def read(path: Path) -> tuple[Pixels, str]:
+def read(file: File) -> tuple[Pixels, str]:
     """The pixels of an image file, and the sha256 of its bytes (hex).
 
     The EXIF orientation is applied and transparency is laid over black. 16-bit grey is scaled from
     0..65535, whatever range the file uses. Of a file with several images the first is taken.
 
     Raises:
-        UnreadableImage: no regular file, no image, truncated, empty, over MAX_PIXELS, or with
-            pixel values of unknown range (float, more than 16 bits).
+        UnreadableImage: no regular file, no image, truncated, empty, over MAX_PIXELS or MAX_BYTES,
+            not to be opened, or with pixel values of unknown range (float, more than 16 bits).
     """
-    if not path.is_file():
-        raise UnreadableImage(path, "a broken link" if path.is_symlink() else "no regular file")
+    image, digest = open_rgb(file)
+    return np.asarray(image), digest
+
+
+def open_rgb(file: File, at_least: int = 0) -> tuple[Image.Image, str]:
+    """As `read`, with the image as Pillow's, mode RGB.
+
+    Args:
+        at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (libjpeg's scaled IDCT, which
+            averages) while both of its sides keep this many pixels; 0: never.
+
+    Raises:
+        UnreadableImage: as `read`.
+    """
+    if not file.is_file():
+        raise UnreadableImage(file, "a broken link" if file.is_symlink() else "no regular file")
+    data = b""
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            size = file.tell()
-            file.seek(0)
-            return _decode(path, file), digest
+        if isinstance(file, Path) and (size := file.stat().st_size) > MAX_BYTES:
+            raise UnreadableImage(file, f"{size} bytes (limit {MAX_BYTES})")
+        data = file.read_bytes()
+        return _decode(file, data, at_least), hashlib.sha256(data).hexdigest()
     except (VapError, MemoryError):
         raise
+    except PermissionError:
+        raise UnreadableImage(file, "no permission to read it") from None
     except UnidentifiedImageError:
-        what = "no image that Pillow can read" if size else "an empty file"
-        raise UnreadableImage(path, what) from None
+        what = "no image that Pillow can read" if data else "an empty file"
+        raise UnreadableImage(file, what) from None
     except Image.DecompressionBombError as error:
-        raise UnreadableImage(path, f"a decompression bomb? ({error})") from None
+        raise UnreadableImage(file, f"a decompression bomb? ({error})") from None
     except Exception as error:  # decoders raise whatever a broken file leads them to
-        raise UnreadableImage(path, f"a broken image ({error})") from None
+        raise UnreadableImage(file, f"a broken image ({error})") from None
 
 
-def _decode(path: Path, file: IO[bytes]) -> Pixels:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of sizes, checked here, and of odd metadata
-        with Image.open(file, formats=FORMATS) as opened:
-            width, height = opened.size
-            if width * height > MAX_PIXELS:
-                found = f"{width}x{height} pixels, a decompression bomb? (limit {MAX_PIXELS})"
-                raise UnreadableImage(path, found)
-            if not width * height:
-                raise UnreadableImage(path, f"an image of {width}x{height} pixels")
-            opened.load()
-            try:
-                image = ImageOps.exif_transpose(opened)
-            except Exception:  # a broken EXIF block does not spoil the pixels
-                image = opened
-            return np.asarray(_rgb(path, image))
+def _decode(file: File, data: bytes, at_least: int) -> Image.Image:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+        width, height = opened.size
+        if width * height > MAX_PIXELS:
+            found = f"{width}x{height} pixels, a decompression bomb? (limit {MAX_PIXELS})"
+            raise UnreadableImage(file, found)
+        if not width * height:
+            raise UnreadableImage(file, f"an image of {width}x{height} pixels")
+        if at_least:
+            opened.draft("", (at_least, at_least))
+        opened.load()
+        try:
+            image = ImageOps.exif_transpose(opened)
+        except Exception:  # a broken EXIF block does not spoil the pixels
+            image = opened
+        return _rgb(file, image)
 
 
-def _rgb(path: Path, image: Image.Image) -> Image.Image:
+def _rgb(file: File, image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise UnreadableImage(path, "32-bit pixels of unknown range (8 or 16 bits are read)")
+            raise UnreadableImage(file, "32-bit pixels of unknown range (8 or 16 bits are read)")
         return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise UnreadableImage(path, "floating-point pixels of unknown range")
+        raise UnreadableImage(file, "floating-point pixels of unknown range")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
@@ -107,29 +143,59 @@ def _rgb(path: Path, image: Image.Image) -> Image.Image:
 
 
 def fit(pixels: Pixels, size: int, how: Literal["squash", "crop"]) -> Pixels:
-    """Resize to uint8 [size, size, 3], antialiased (box-reduced to about 3x, then Lanczos).
+    """Resize to uint8 [size, size, 3], antialiased (averaged to about GAP times the size, then Lanczos).
 
     Args:
         size: side in pixels.
         how: squash the aspect ratio (the authors' way), or crop the centre square.
     """
-    height, width = pixels.shape[:2]
+    return np.asarray(fit_image(Image.fromarray(pixels), size, how))
+
+
+def fit_image(image: Image.Image, size: int, how: Literal["squash", "crop"]) -> Image.Image:
+    """As `fit`, of Pillow's images, mode RGB."""
+    width, height = image.size
     if height == width == size:
-        return pixels
+        return image
     box = (0, 0, width, height)
     if how == "crop":
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
         box = (left, top, left + side, top + side)
-    image = Image.fromarray(pixels)
-    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS, box, reducing_gap=3.0))
+    return image.resize((size, size), Image.Resampling.LANCZOS, box, reducing_gap=float(GAP))
 
 
 def encode(pixels: Pixels) -> bytes:
     """PNG of uint8 [H, W, 3]; the same pixels give the same bytes."""
+    return encode_image(Image.fromarray(pixels))
+
+
+def encode_image(image: Image.Image, storage: Storage = "png") -> bytes:
+    """PNG of an image of mode RGB; the same pixels give the same bytes.
+
+    Args:
+        storage: png | png-fast (about as small, four times as fast at 256 x 256) | raw (a PNG that does
+            not compress: 3 bytes a pixel).
+    """
+    if storage == "raw":
+        return _stored(np.asarray(image))
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=PNG_LEVEL)
+    image.save(buffer, "PNG", **(PNG_FAST if storage == "png-fast" else {"compress_level": PNG_LEVEL}))
     return buffer.getvalue()
+
+
+def _stored(pixels: Pixels) -> bytes:
+    """A PNG of filter 0 and stored blocks: what is left of the work is two checksums."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = pixels.shape[:2]
+    rows = np.zeros((height, 1 + 3 * width), np.uint8)  # a row is its filter's number, then its pixels
+    rows[:, 1:] = pixels.reshape(height, 3 * width)
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows.tobytes(), 0)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
 
 
 def decode(png: bytes) -> Pixels:

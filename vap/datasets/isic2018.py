@@ -4,7 +4,7 @@
     ISIC2018_Task3_{Training,Validation,Test}_GroundTruth/<the same name>.csv   one-hot
     ISIC2018_Task3_Training_LesionGroupings.csv                                 image to lesion
 
-Source: https://challenge.isic-archive.com/data/#2018 (CC BY-NC 4.0).
+Each may stay in its zip archive. Source: https://challenge.isic-archive.com/data/#2018 (CC BY-NC 4.0).
 """
 
 from __future__ import annotations
@@ -13,16 +13,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from vap.datasets.base import (
-    Item,
-    RawImage,
-    Split,
-    checked,
-    load_file,
-    plain_id,
-    read_table,
-    require_folder,
-)
+from vap.datasets import isic
+from vap.datasets.archives import Source, Tree, file_of
+from vap.datasets.base import FileSource, Item, LeftOut, Split, checked, require_folder
+from vap.datasets.official import OfficialFile
+from vap.datasets.tables import plain_id, read_table
 from vap.errors import VapError
 
 CLASSES = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
@@ -30,127 +25,109 @@ OFFICIAL: dict[Split, str] = {"train": "Training", "val": "Validation", "test": 
 GROUPINGS = "ISIC2018_Task3_Training_LesionGroupings.csv"
 SITE = "https://challenge.isic-archive.com/data/#2018"
 ARCHIVES = "ISIC2018_Task3_{Training,Test}_{Input,GroundTruth}.zip"
-SUFFIXES = (".jpg", ".jpeg")
+
+COUNTS: dict[str, dict[str, int]] = {  # images; those of the validation set are 193 in all
+    "train": dict(zip(CLASSES, (1113, 6705, 514, 327, 1099, 115, 142), strict=True)),
+    "test": dict(zip(CLASSES, (171, 909, 93, 43, 217, 44, 35), strict=True)),
+}
+FILES = [
+    *(
+        OfficialFile(
+            f"ISIC2018_Task3_{part}_{kind}",
+            f"{part.lower()} {what}",
+            SITE,
+            isic.LICENCE,
+            needed=part != "Validation",
+        )
+        for part in OFFICIAL.values()
+        for kind, what in (("Input", "images"), ("GroundTruth", "labels"))
+    ),
+    OfficialFile(GROUPINGS, "lesion of each training image", SITE, isic.LICENCE),
+]
 
 
-class Isic2018Source:
+class Isic2018Source(FileSource):
     """ISIC 2018 task 3; the validation set is left out where its images are not there.
 
     Raises:
         VapError: a folder, table, image or label is absent, wrong or double.
     """
 
-    modality: str | None = None
-
-    def __init__(self, root: Path) -> None:
-        require_folder(root, f"fetch {ARCHIVES} and {GROUPINGS} from {SITE} and unpack them there")
-        splits = [split for split in OFFICIAL if _has_images(root, split)]
-        lesions = _lesions(root / GROUPINGS)
-        items = [item for split in splits for item in _items(split, root, lesions)]
+    def __init__(self, root: Path, skip: bool = False) -> None:
+        require_folder(root, f"fetch {ARCHIVES} and {GROUPINGS} from {SITE} and put them there")
+        self.left_out = LeftOut(skip)
+        tree = Tree(root, self.left_out.member)
+        files = {split: isic.image_files(tree, _folder(split), self.left_out) for split in OFFICIAL}
+        _require_images(root, files)
+        groups = tree.table(GROUPINGS)
+        lesions = _lesions(groups, self.left_out)
         self.classes = list(CLASSES)
-        self.inputs = {"groups": root / GROUPINGS} | {f"{s} labels": _table(root, s) for s in splits}
+        self.inputs = {"groups": file_of(groups)}
+        items: list[Item] = []
+        for split, found in files.items():
+            if found:
+                table = tree.table(f"ISIC2018_Task3_{OFFICIAL[split]}_GroundTruth.csv")
+                items += _items(split, table, found, lesions, self.left_out)
+                self.inputs[f"{split} labels"] = file_of(table)
         self.items = checked(root, items, self.classes)
 
-    def load(self, item: Item) -> RawImage:
-        """Read one image at its full size (officially 450 x 600).
 
-        Raises:
-            UnreadableImage: the file is no whole image.
-        """
-        return load_file(item)
+def _folder(split: Split) -> str:
+    return f"ISIC2018_Task3_{OFFICIAL[split]}_Input"
 
 
-def _folder(root: Path, split: Split) -> Path:
-    return root / f"ISIC2018_Task3_{OFFICIAL[split]}_Input"
+def _require_images(root: Path, files: Mapping[Split, Mapping[str, Source]]) -> None:
+    """Only the validation set may be absent."""
+    for split, found in files.items():
+        folder = _folder(split)
+        if found:
+            continue
+        if split == "val":
+            print(f"{root}: no {folder}: the validation set is left out", file=sys.stderr)
+            continue
+        fix = f"fetch {folder}.zip from {SITE} and put it in {root}"
+        expected = f"the {OFFICIAL[split].lower()} images"
+        raise VapError(root / folder, "no images, nor an archive of them", expected, fix)
 
 
-def _table(root: Path, split: Split) -> Path:
-    name = f"ISIC2018_Task3_{OFFICIAL[split]}_GroundTruth"
-    return root / name / f"{name}.csv"
-
-
-def _has_images(root: Path, split: Split) -> bool:
-    """Whether the split's images are there; only the validation set may be absent."""
-    folder = _folder(root, split)
-    if folder.is_dir():
-        return True
-    if split != "val":
-        fix = f"fetch {folder.name}.zip from {SITE} and unpack it in {root}"
-        raise VapError(folder, "no folder", f"the {OFFICIAL[split].lower()} images", fix)
-    print(f"{root}: no {folder.name}: the validation set is left out", file=sys.stderr)
-    return False
-
-
-def _lesions(path: Path) -> dict[str, str]:
+def _lesions(path: Source, left_out: LeftOut) -> dict[str, str]:
     """Training image to lesion."""
     fix = f"fetch it from {SITE}"
     lesions: dict[str, str] = {}
     for where, row in read_table(path, ["image", "lesion_id"], fix):
-        image, lesion = plain_id(where, row["image"]), row["lesion_id"] or row["image"]
-        if lesions.setdefault(image, lesion) != lesion:
-            found = f"a second lesion of {image}"
-            raise VapError(where, found, "one lesion for every image", "remove one row")
+        try:
+            image, lesion = plain_id(where, row["image"]), row["lesion_id"] or row["image"]
+            if lesions.setdefault(image, lesion) != lesion:
+                found = f"a second lesion of {image}"
+                raise VapError(where, found, "one lesion for every image", "remove one row")
+        except VapError as error:
+            left_out.add("rows of lesions", error)
     return lesions
 
 
-def _images(folder: Path) -> dict[str, Path]:
-    """Image id to file."""
-    files: dict[str, Path] = {}
-    for file in sorted(folder.iterdir()):
-        if file.suffix.lower() in SUFFIXES and not file.name.startswith("."):
-            if file.stem in files:
-                found = f"{files[file.stem].name} and {file.name}"
-                raise VapError(folder, found, "one file for every id", "remove one of them")
-            files[file.stem] = file
-    return files
-
-
-def _items(split: Split, root: Path, lesions: Mapping[str, str]) -> list[Item]:
-    folder, table = _folder(root, split), _table(root, split)
-    files = _images(folder)
-    fix = f"fetch {table.stem}.zip from {SITE} and unpack it in {root}"
+def _items(
+    split: Split,
+    table: Source,
+    files: Mapping[str, Source],
+    lesions: Mapping[str, str],
+    left_out: LeftOut,
+) -> list[Item]:
+    folder = _folder(split)
+    fix = f"fetch {folder.replace('Input', 'GroundTruth')}.zip from {SITE}"
     items: list[Item] = []
     absent: list[tuple[str, str]] = []
-    seen: set[str] = set()
-    for where, row in read_table(table, ["image", *CLASSES], fix):
-        image = plain_id(where, row["image"])
-        if image in seen:
-            raise VapError(where, f"a second row of {image}", "one row an image", "remove one row")
-        seen.add(image)
-        label = _label(where, image, row)
+    total = 0
+    for where, image, label in isic.labels(table, CLASSES, fix, left_out):
+        total += 1
         group = lesions.get(image) if split == "train" else image
         if group is None:
-            fix = f"fetch it from {SITE}"
-            raise VapError(root / GROUPINGS, f"no row of {image}", "its lesion", fix)
-        if image in files:
+            error = VapError(GROUPINGS, f"no row of {image}", "its lesion", f"fetch it from {SITE}")
+            left_out.add("images without a lesion", error)
+        elif image in files:
             items.append(Item(image, label, split, group, files[image]))
         else:
-            absent.append((where, image))
-    if absent:
-        where, image = absent[0]
-        found = f"no image {folder.name}/{image}.jpg"
-        if len(absent) > 1:
-            found += f" (nor {len(absent) - 1} more of {len(seen)})"
-        fix = f"fetch {folder.name}.zip from {SITE} and unpack it again"
-        raise VapError(where, found, "an image for every row", fix)
+            absent.append((where, f"{folder}/{image}.jpg"))
+    isic.tell_absent(absent, total, f"fetch {folder}.zip from {SITE} again", left_out)
     if extra := len(files) - len(items):
         print(f"{folder}: {extra} images without a row are left out", file=sys.stderr)
     return items
-
-
-def _label(where: str, image: str, row: Mapping[str, str]) -> str:
-    """The one class whose column is 1."""
-    labels: list[str] = []
-    for name in CLASSES:
-        try:
-            value = float(row[name])
-        except ValueError:
-            value = -1.0
-        if value not in (0.0, 1.0):
-            raise VapError(where, f"{name} = {row[name]!r} of {image}", "0 or 1", "correct the row")
-        if value:
-            labels.append(name)
-    if len(labels) != 1:
-        found = f"{' and '.join(labels) or 'no label'} of {image}"
-        raise VapError(where, found, "exactly one label", "correct the row")
-    return labels[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
@@ -24,7 +24,9 @@ def draw(seed: int, name: str) -> bytes:
     return hashlib.sha256(f"{seed}:{name}".encode(errors="surrogateescape")).digest()
 
 
-def split(items: Sequence[Item], test_fraction: float, seed: int) -> list[Item]:
+def split(
+    items: Sequence[Item], test_fraction: float, seed: int, training: Collection[str] = ()
+) -> list[Item]:
     """Set `test_fraction` of the images aside as split "test", the others as "train".
 
     Groups are never divided. Each class gives about `test_fraction` of its images, at least one
@@ -32,6 +34,7 @@ def split(items: Sequence[Item], test_fraction: float, seed: int) -> list[Item]:
 
     Args:
         test_fraction: 0 to 1 (paper: 0.2).
+        training: groups that are never set aside; they count among the images.
 
     Returns:
         The items in their order, with their splits.
@@ -64,7 +67,7 @@ def split(items: Sequence[Item], test_fraction: float, seed: int) -> list[Item]:
     def rarity_then_draw(group: str) -> tuple[int, bytes, str]:
         return min(total[label] for label in groups[group]), draw(seed, group), group
 
-    order = sorted(groups, key=rarity_then_draw)
+    order = sorted((group for group in groups if group not in training), key=rarity_then_draw)
     for group in order:
         if gain(groups[group]) > 0 and keeps_training(groups[group]):
             test.add(group)

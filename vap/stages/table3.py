@@ -1,0 +1,152 @@
+"""table3: the scores of all classifiers as the paper's Table 3, with its values beside ours."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vap.artifacts import atomic
+from vap.downstream.places import REAL_ALONE, label_of, scores_path
+from vap.errors import VapError
+from vap.params import Params
+from vap.stages.paper3 import printed
+
+TABLE = Path("results/tables/table3.csv")
+NO_F1 = ("chest_xray",)  # modalities without F1 in the paper's table
+NO_VALUE = "/"  # as the paper prints it
+NO_PAPER = "–"
+SCORES = ("mauc", "mauc_low", "mauc_high", "f1", "f1_low", "f1_high", "balanced_accuracy")
+COLUMNS = (
+    "dataset",
+    "classifier",
+    "ratio",
+    "images",
+    "n_real",
+    "n_synthetic",
+    "n_test",
+    "seeds",
+    *SCORES,
+    "absent",
+    "paper_mauc",
+    "paper_f1",
+)
+
+Row = dict[str, Any]
+
+
+def run(params: Params) -> Path:
+    """Write results/tables/table3.csv and .md, a row per dataset, classifier, ratio and source.
+
+    The paper's values stand beside the rows that are the paper's. F1 is "/" for chest X-rays, as there;
+    `absent` names the classes without a test image, which no mean counts.
+
+    Raises:
+        VapError: a file of scores is absent or of another run, or a score is not a number.
+    """
+    settings = params.downstream
+    rows = [
+        _row(dataset, classifier, ratio, source)
+        for dataset in params.datasets
+        for classifier in settings.classifiers
+        for ratio in settings.ratios
+        for source in [REAL_ALONE, *settings.sources]
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    with atomic(TABLE) as part:
+        part.write_text(text.getvalue(), encoding="utf-8")
+    with atomic(TABLE.with_suffix(".md")) as part:
+        part.write_text(_markdown(rows, settings.ratios), encoding="utf-8")
+    return TABLE
+
+
+def _row(dataset: str, classifier: str, ratio: str, source: str) -> Row:
+    path = scores_path(dataset, classifier, ratio, source)
+    again = "run the classify stage again"
+    try:
+        scores = json.loads(path.read_text(encoding="utf-8"))
+        own = (scores["dataset"], scores["classifier"], str(scores["ratio"]), scores["source"])
+        row: Row = {name: scores[name] for name in ("n_real", "n_synthetic", "n_test", "generator_data")}
+        row |= {name: float(scores[name]) for name in SCORES}
+        row |= {"seeds": scores["seed"], "absent": " ".join(scores["absent"]) or NO_PAPER}
+        no_f1 = scores["modality"] in NO_F1
+    except FileNotFoundError:
+        raise VapError(path, "no such file", "a classifier's scores", "run the classify stage") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise VapError(path, f"no scores ({error!r})", "the classify stage's JSON", again) from None
+    if own != (dataset, classifier, ratio, source):
+        raise VapError(path, f"scores of {' '.join(own)}", "its own", again)
+    if bad := [name for name in SCORES if not 0 <= row[name] <= 1]:  # NaN is in no interval
+        raise VapError(path, f"{bad[0]} {row[bad[0]]}", "a number from 0 to 1", again)
+    row |= {name: f"{row[name]:.3f}" for name in SCORES}
+    if no_f1:
+        row |= dict.fromkeys(("f1", "f1_low", "f1_high"), NO_VALUE)
+    paper = printed(dataset, classifier, int(ratio), source)
+    paper_mauc, paper_f1 = (NO_PAPER if value is None else f"{value:.3f}" for value in paper)
+    return row | {
+        "dataset": dataset,
+        "classifier": classifier,
+        "ratio": ratio,
+        "source": source,
+        "images": label_of(source),
+        "paper_mauc": paper_mauc,
+        "paper_f1": NO_VALUE if no_f1 and paper[0] is not None else paper_f1,
+    }
+
+
+# ── Markdown ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _markdown(rows: Sequence[Row], ratios: Sequence[str]) -> str:
+    lines = ["# Table 3: downstream classification", ""]
+    for dataset in dict.fromkeys(row["dataset"] for row in rows):
+        lines += _section([row for row in rows if row["dataset"] == dataset], ratios)
+    lines += [
+        "mAUC: mean one-versus-rest AUC; F1: mean over the classes; in brackets 95 % bootstrap intervals "
+        "over the test images, which say nothing of another seed of the training. A ratio is the share of "
+        "the real training images of each class, at least one image; smaller subsets are parts of larger.",
+        "",
+    ]
+    if any(row["generator_data"] == "full" for row in rows):
+        lines += [
+            "The generators were trained on all real training images (`generator_data: full`), so a row with "
+            "synthetic images owes them more real images than its ratio says.",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _section(rows: Sequence[Row], ratios: Sequence[str]) -> list[str]:
+    """One dataset: a line a classifier and source, a column a score and ratio."""
+    with_paper = any(row["paper_mauc"] != NO_PAPER for row in rows)
+    percents = [f"{ratio} %" for ratio in ratios]
+    head = ["Classifier", "Images", *(f"mAUC {p}" for p in percents), *(f"F1 {p}" for p in percents)]
+    head += [f"paper: mAUC {' / '.join(percents)}", f"F1 {' / '.join(percents)}"] if with_paper else []
+    lines = [f"## {rows[0]['dataset']}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for classifier, images in dict.fromkeys((row["classifier"], row["images"]) for row in rows):
+        chosen = [row for row in rows if (row["classifier"], row["images"]) == (classifier, images)]
+        cells = [classifier, images]
+        cells += [_with_interval(row, "mauc") for row in chosen]
+        cells += [_with_interval(row, "f1") for row in chosen]
+        if with_paper:
+            cells += [" / ".join(row[name] for row in chosen) for name in ("paper_mauc", "paper_f1")]
+        lines.append("| " + " | ".join(cells) + " |")
+    counts = {row["ratio"]: row["n_real"] for row in rows}
+    told = ", ".join(f"{ratio} % is {counts[ratio]}" for ratio in ratios)
+    synthetic = {row["source"]: row["n_synthetic"] for row in rows if row["source"] != REAL_ALONE}
+    added = "".join(f"; {name} adds {n}" for name, n in synthetic.items())
+    lines += ["", f"Real images: {told}{added}; tested on {rows[0]['n_test']}; seed {rows[0]['seeds']}."]
+    if rows[0]["absent"] != NO_PAPER:
+        lines[-1] += f" Without a test image, and in no mean: {rows[0]['absent']}."
+    return [*lines, ""]
+
+
+def _with_interval(row: Row, name: str) -> str:
+    value: str = row[name]
+    return value if value == NO_VALUE else f"{value} [{row[f'{name}_low']}, {row[f'{name}_high']}]"
