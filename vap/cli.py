@@ -23,6 +23,8 @@ app = typer.Typer(
 )
 bank = typer.Typer(no_args_is_help=True, help="Look into a dataset's prompt bank.")
 app.add_typer(bank, name="bank")
+data = typer.Typer(no_args_is_help=True, help="Look at the raw datasets.")
+app.add_typer(data, name="data")
 audits = typer.Typer(no_args_is_help=True, help="Look at what the stages have made.")
 app.add_typer(audits, name="audit")
 Dataset = Annotated[str, typer.Argument(help="A name under `datasets` of params.yaml.")]
@@ -118,9 +120,38 @@ def evaluate(dataset: Dataset, method: Method, condition: Condition) -> None:
 
 
 @app.command()
+def floor(dataset: Dataset) -> None:
+    """Measure real images against other real images."""
+    from vap.stages.floor import run
+
+    run(_params(dataset), dataset)
+
+
+@app.command()
+def classify(
+    dataset: Dataset,
+    classifier: Annotated[str, typer.Argument(help="A name under `downstream.classifiers` of params.yaml.")],
+    ratio: Annotated[str, typer.Argument(help="Percent of the real training images.")],
+    source: Annotated[str, typer.Argument(help="none, or the method whose samples are added.")],
+) -> None:
+    """Train a classifier on real images, alone or with synthetic ones, and test it."""
+    from vap.stages.classify import run
+
+    run(_params(dataset), dataset, classifier, ratio, source)
+
+
+@app.command()
 def table() -> None:
     """Write Table 1 from the metrics."""
     from vap.stages.table import run
+
+    run(_params())
+
+
+@app.command()
+def table3() -> None:
+    """Write Table 3 from the classifiers' scores."""
+    from vap.stages.table3 import run
 
     run(_params())
 
@@ -210,6 +241,27 @@ def bank_stats(dataset: Dataset) -> None:
 
     _params(dataset)
     stats(dataset)
+
+
+@data.command("check")
+def data_check(
+    dataset: Dataset,
+    against: Annotated[
+        list[str] | None, typer.Option(help="Another dataset in which to look for copies; may be repeated.")
+    ] = None,
+    quick: Annotated[bool, typer.Option(help="List only; open no image.")] = False,
+) -> None:
+    """What is there of a dataset, what is missing, damaged or there twice; exit status 1 if anything is.
+
+    Nothing is downloaded: what is missing is named with the place that has it, and its licence.
+    """
+    from vap.datasets.check import check
+
+    params = _params(dataset)
+    for name in against or []:
+        _params(name)
+    if not check(params, dataset, against or [], quick):
+        raise typer.Exit(1)
 
 
 @audits.command("captions")

@@ -48,7 +48,9 @@ def draw(
         VapError: no such class, or the method uses no description.
     """
     device = set_up_torch(params.compute)
-    generator = Generator(model_path(dataset, method), device, params.compute.compile)
+    generator = Generator(
+        model_path(dataset, method), device, params.method, params.sample, params.compute.compile
+    )
     if label not in generator.classes:
         raise VapError("--label", repr(label), f"one of {', '.join(generator.classes)}", "name one")
     c = generator.classes.index(label)
@@ -79,8 +81,6 @@ def draw(
             list(range(n)),
             condition,
             null_of(n, len(generator.classes), bank),
-            params.sample,
-            params.method[method].sample.guidance_scale,
             seed,
         )
     )

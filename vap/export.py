@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 from vap.errors import VapError
-from vap.methods.base import Shapes, load_method
+from vap.methods.base import Shapes, trained_method
 from vap.models.official import write
-from vap.params import MethodParams
 from vap.stages.common import model_path
 from vap.training.checkpoint import load_weights
 
@@ -23,7 +22,6 @@ def export(dataset: str, method: str, target: Path) -> None:
     if not (folder / "config.json").is_file():
         raise VapError(folder / "config.json", "no such file", "a trained model", "run the train stage")
     config = json.loads((folder / "config.json").read_text())
-    parts = {"model": config["model"], "train": config["train"], "sample": {"guidance_scale": 1.0}}
-    net = load_method(method, {method: MethodParams.model_validate(parts)}).build(Shapes(**config["shapes"]))
+    net = trained_method(config).build(Shapes(**config["shapes"]))
     load_weights(net, folder / "model.safetensors")
     write(net, target)

@@ -17,7 +17,9 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainValidator,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
@@ -27,6 +29,8 @@ PARAMS_FILE = Path("params.yaml")
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 PositiveInt = Annotated[int, Field(ge=1)]
+Percent = Annotated[str, Field(pattern=r"^([1-9][0-9]?|100)$")]  # as text: it is a part of stage names
+Label = Annotated[str, Field(min_length=1)]
 QUESTIONS = Path(__file__).parent / "captioning" / "questions"
 
 
@@ -53,8 +57,17 @@ def _server(value: object) -> str | list[str]:
     return value if isinstance(value, str) else urls
 
 
+def _features(value: str) -> str:
+    """A network whose features images are compared by."""
+    known = ("efficientnet-lite0", "inception", "vgg16")
+    if value not in known and not re.fullmatch(r"timm:[\w.-]+", value):
+        raise ValueError(f"{', '.join(known)} or timm:NAME")
+    return value
+
+
 Modality = Annotated[str, AfterValidator(_modality)]
-Kind = Literal["latents", "prompts"]
+Features = Annotated[str, AfterValidator(_features)]
+Kind = Literal["images", "adversary", "latents", "prompts"]
 
 
 class Section(BaseModel):
@@ -63,18 +76,48 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class DatasetParams(Section):
+class PlainDatasetParams(Section):
     adapter: Literal["phantom", "isic2018", "folder"]
     modality: Modality
+
+
+class Isic2019Params(Section):
+    adapter: Literal["isic2019"]
+    modality: Modality
+    split: Literal["lesion", "image"]
+    exclude_isic2018: bool
+
+
+class ChestXray14Params(Section):
+    adapter: Literal["chestxray14"]
+    modality: Modality
+    table: Literal["v2020", "2017"]
+    split: Literal["official", "patient"]
+    include_no_finding: bool
+
+
+class ColonoscopyParams(Section):
+    adapter: Literal["colonoscopy"]
+    modality: Modality
+    parts: Annotated[list[Literal["polypsset", "sun", "mesejo", "private"]], Field(min_length=1)]
+    classes: Annotated[dict[str, Label | None], Field(min_length=1)]
+
+
+DatasetParams = Annotated[
+    PlainDatasetParams | Isic2019Params | ChestXray14Params | ColonoscopyParams,
+    Field(discriminator="adapter"),
+]
 
 
 class PrepareParams(Section):
     image_size: Annotated[int, Field(ge=8, le=2048, multiple_of=8)]
     fit: Literal["squash", "crop"]
+    crop_borders: bool
     max_train: PositiveInt | None
     max_test: PositiveInt | None
     test_fraction: Annotated[float, Field(gt=0, lt=1)]
     on_error: Literal["stop", "skip"]
+    storage: Literal["png", "png-fast", "raw"]
 
 
 class VllmParams(Section):
@@ -163,22 +206,38 @@ class TrainParams(Section):
     schedule: ScheduleParams
 
 
-class MethodTrainParams(BaseModel):
-    """What every method's training has; a method's own keys are checked by its module."""
+Betas = Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
+
+
+class _AsWritten(BaseModel):
+    """A section that is dumped as it was written, without the values of keys that it does not have."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if key in self.model_fields_set}
+
+
+class MethodTrainParams(_AsWritten):
+    """A method's training: which keys it has is its module's to say. Those of most are checked here too, so
+    that a wrong value is told before the first stage runs.
+    """
+
     steps: PositiveInt
     batch_size: PositiveInt
-    lr: Annotated[float, Field(gt=0)]
-    weight_decay: Annotated[float, Field(ge=0)]
-    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
-    warmup_steps: Annotated[int, Field(ge=0)]
-    ema_decay: Annotated[float, Field(ge=0, lt=1)]
-    condition_dropout: Annotated[float, Field(ge=0, lt=1)]
+    lr: Annotated[float, Field(gt=0)] = 1.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    betas: Betas = []
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    condition_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
-class MethodSampleParams(Section):
-    guidance_scale: Annotated[float, Field(ge=0)]
+class MethodSampleParams(_AsWritten):
+    """A method's sampling, in the same way."""
+
+    guidance_scale: Annotated[float, Field(ge=0)] = 1.0
 
 
 class MethodParams(Section):
@@ -187,30 +246,93 @@ class MethodParams(Section):
     sample: MethodSampleParams
 
 
-class SampleParams(Section):
-    n: PositiveInt
-    batch_size: PositiveInt
+class SamplerParams(Section):
+    """A diffusion sampler."""
+
     sampler: Literal["dpmpp", "ddim", "ddpm"]
     order: Literal[1, 2, 3]
     spacing: Literal["quadratic", "logsnr", "uniform"]
     steps: PositiveInt
-    labels: Literal["empirical", "uniform"]
+
+
+class SampleParams(SamplerParams):
+    n: PositiveInt
+    batch_size: PositiveInt
+    labels: Literal["empirical", "uniform", "paper-released"]
     precision: Literal["fp32", "bf16"]
 
 
 class EvaluateParams(Section):
-    features: Literal["efficientnet-lite0", "inception"]
+    features: Features
     features_path: str | None
+    prc_features: Features | None
+    prc_features_path: str | None
     reference: Literal["train", "test"]
     n: Annotated[int, Field(ge=2)]
     neighbours: PositiveInt
     isc_splits: PositiveInt
+    kid_subsets: PositiveInt
+    kid_subset_size: Annotated[int, Field(ge=2)]
+    prd: bool
+    bootstrap: Annotated[int, Field(ge=0)]
+    class_n: Annotated[int, Field(ge=2)]
     batch_size: PositiveInt
 
     @model_validator(mode="after")
     def _path_where_needed(self) -> EvaluateParams:
-        if self.features == "inception" and self.features_path is None:
-            raise ValueError("'features_path' must name the weights' file of features: inception")
+        for key in ("features", "prc_features"):
+            features = getattr(self, key)
+            if features not in ("efficientnet-lite0", None) and getattr(self, f"{key}_path") is None:
+                raise ValueError(f"'{key}_path' must name the weights' file of {key}: {features}")
+        return self
+
+
+class ClassifierParams(Section):
+    """A network of timm."""
+
+    model: Annotated[str, Field(min_length=1)]
+    weights: str | None
+    image_size: Annotated[int, Field(ge=16, le=2048)]
+    steps: PositiveInt
+    batch_size: Annotated[int, Field(ge=2)]
+    lr: Annotated[float, Field(gt=0)]
+
+
+class AugmentParams(Section):
+    flip_horizontal: bool
+    flip_vertical: bool
+    shift: Annotated[float, Field(ge=0, le=0.5)]
+    color: Annotated[float, Field(ge=0, lt=1)]
+
+
+class DownstreamParams(Section):
+    """Classifiers trained on real and synthetic images (Table 3)."""
+
+    classifiers: Annotated[list[Name], Field(min_length=1)]
+    ratios: Annotated[list[Percent], Field(min_length=1)]
+    sources: list[Name]
+    classifier: dict[Name, ClassifierParams]
+    generator_data: Literal["full"]
+    synthetic: PositiveInt | None
+    synthetic_balance: Literal["as_sampled", "balanced"]
+    real_share: Annotated[float, Field(gt=0, lt=1)] | None
+    test: Literal["test", "val"]
+    weight_decay: Annotated[float, Field(ge=0)]
+    warmup: Annotated[float, Field(ge=0, lt=1)]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    precision: Literal["fp32", "bf16"]
+    augment: AugmentParams
+
+    @model_validator(mode="after")
+    def _lists_agree(self) -> DownstreamParams:
+        for kind in ("classifiers", "ratios", "sources"):
+            names = getattr(self, kind)
+            if len(set(names)) != len(names):
+                raise ValueError(f"downstream.{kind} names one twice: {names}")
+        if unknown := [name for name in self.classifiers if name not in self.classifier]:
+            raise ValueError(f"classifiers names {unknown[0]!r}, which has no entry under classifier")
+        if "none" in self.sources:
+            raise ValueError("'none' is the name of real images alone, which are always there")
         return self
 
 
@@ -244,6 +366,7 @@ class Params(Section):
     method: dict[Name, MethodParams]
     sample: SampleParams
     evaluate: EvaluateParams
+    downstream: DownstreamParams
     figure: FigureParams
     compute: ComputeParams
 
@@ -267,6 +390,18 @@ class Params(Section):
             )
         return self
 
+    def check_sources(self) -> None:
+        """Refuse a source of Table 3 that is no method; asked for by what makes that table alone.
+
+        Raises:
+            VapError: downstream.sources names one that methods lacks.
+        """
+        for name in self.downstream.sources:
+            if name not in self.methods:
+                expected = f"some of methods: {', '.join(self.methods)}"
+                fix = "add it to methods, or leave it out"
+                raise VapError(f"{PARAMS_FILE}: downstream.sources", repr(name), expected, fix)
+
     def kind(self, method: str) -> Kind:
         """What `method` is trained on."""
         return next(kind for kind, names in self.learns_from.items() if method in names)
@@ -275,7 +410,15 @@ class Params(Section):
 def first_problem(error: ValidationError) -> tuple[str, str, str]:
     """(key, found, expected) of a validation error's first problem; an unknown key before a missing one."""
     problem = min(error.errors(), key=lambda p: p["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in problem["loc"])
+    place = list(problem["loc"])
+    if place[:1] == ["dataset"]:
+        del place[2:3]  # which of DatasetParams it was held against
+        if problem["type"].startswith("union_tag"):
+            context = problem.get("ctx", {})
+            found = repr(context["tag"]) if "tag" in context else "no such key"
+            expected = f"one of {context['expected_tags']}" if "tag" in context else "a value"
+            return ".".join(map(str, [*place, "adapter"])), found, expected
+    key = ".".join(map(str, place))
     if problem["type"] == "extra_forbidden":
         return key, "an unknown key", "one of the keys of config/demo.yaml"
     if problem["type"] == "missing":

@@ -26,7 +26,7 @@ def preview(params: Params, folder: Path, target: Path) -> None:
     Raises:
         VapError: the weights, the bank or the decoder is absent or does not fit.
     """
-    generator = Generator(folder, set_up_torch(params.compute))
+    generator = Generator(folder, set_up_torch(params.compute), params.method, params.sample)
     config, n = generator.config, ROWS * COLUMNS
     labels = sorted(plan_labels(config["class_counts"], n, "uniform", params.seed))
     bank, prompts = None, None
@@ -34,8 +34,7 @@ def preview(params: Params, folder: Path, target: Path) -> None:
         bank = PromptBank(bank_path(config["dataset"]))
         draws = [np.random.default_rng([params.seed, 11, i]) for i in range(n)]
         prompts = [bank.draw(generator.classes[c], rng) for c, rng in zip(labels, draws, strict=True)]
-    scale = params.method[config["method"]].sample.guidance_scale
-    images = generator.draw(list(range(n)), labels, prompts, bank, params.sample, scale, params.seed)
+    images = generator.draw(list(range(n)), labels, prompts, bank, params.seed)
     grid = images.reshape(ROWS, COLUMNS, *images.shape[1:]).swapaxes(1, 2)
     H, W = images.shape[1:3]
     with atomic(target) as part:

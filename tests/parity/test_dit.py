@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vap.diffusion.loss import denoising_loss
 from vap.diffusion.schedule import Schedule
 from vap.errors import VapError
-from vap.methods.base import Batch, Condition, DiffusionMethod, Shapes, load_method
+from vap.methods.base import Batch, Condition, Method, Shapes, load_method
 from vap.methods.dit import variational_bound
 from vap.models.dit import Block, DiT, LabelEmbedder, TimeEmbedder, sincos_positions
 from vap.models.official import write
@@ -47,7 +47,7 @@ def stirred(net: DiT) -> DiT:
     return net
 
 
-def method(start_from: Path | None = None, **model: Any) -> DiffusionMethod[Any]:
+def method(start_from: Path | None = None, **model: Any) -> Method[Any]:
     settings = {"width": 32, "depth": 2, "heads": 4, "patch": 2, "mlp_ratio": 4.0, "learn_sigma": False}
     train = {
         "steps": 1,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vap.diffusion.schedule import Schedule
 from vap.errors import VapError
-from vap.methods.base import Batch, Condition, DiffusionMethod, Shapes, load_method
+from vap.methods.base import Batch, Condition, Method, Shapes, load_method
 from vap.models.ldm import ClassEmbedder, LatentUNet, norm_groups
 from vap.params import MethodParams
 
@@ -49,7 +49,7 @@ def stirred(net: nn.Module) -> Any:
     return net
 
 
-def method(**model: Any) -> DiffusionMethod[Any]:
+def method(**model: Any) -> Method[Any]:
     entry = {"model": MODEL | model, "train": TRAIN, "sample": {"guidance_scale": 1.0}}
     return load_method("ldm", {"ldm": MethodParams.model_validate(entry)})
 

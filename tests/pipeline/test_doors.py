@@ -19,16 +19,18 @@ from projects import Project, Result, lay_out, stand_in, stop
 
 UVIT = {"train-latents-uvit", "sample-latents-uvit", "evaluate-uvit"}
 VAP = {"train-prompts-vap", "sample-prompts-vap", "evaluate-vap"}
-SAMPLE_VAP = {"sample-prompts-vap", "evaluate-vap", "table", "figure"}
-MEASURE = {"evaluate-uvit", "evaluate-vap", "table"}
+PLUS_VAP = {"classify-plus-densenet121-100-vap", "table3"}
+SAMPLE_VAP = {"sample-prompts-vap", "evaluate-vap", "table", "figure"} | PLUS_VAP
+MEASURE = {"evaluate-uvit", "evaluate-vap", "floor", "table"}
 PAGES = {"table", "figure"}
-ALL = {"prepare", "caption", "encode", "latents"} | UVIT | VAP | PAGES
+ALL = {"prepare", "caption", "encode", "latents", "floor"} | UVIT | VAP | PAGES
+ALL |= {"classify-densenet121-100"} | PLUS_VAP
 
 Door = Callable[[Project], Result]
 
 
 def by_snakemake(project: Project) -> Result:
-    return project.snakemake().ok()
+    return project.snakemake("all", "results/tables/table3.csv").ok()
 
 
 def by_dvc(project: Project) -> Result:
@@ -51,7 +53,18 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> Project:
     project = lay_out(tmp_path_factory.mktemp("plain"), programs)
-    project.edit_params({"datasets": ["phantom-isic2018"]})
+    classifiers = project.params()["downstream"]["classifier"]
+    project.edit_params(
+        {
+            "datasets": ["phantom-isic2018"],
+            "methods": ["uvit", "vap"],
+            "learns_from": {"images": [], "adversary": [], "latents": ["uvit"], "prompts": ["vap"]},
+            "downstream.classifiers": ["densenet121"],
+            "downstream.classifier": {"densenet121": classifiers["densenet121"]},
+            "downstream.ratios": ["100"],
+            "downstream.sources": ["vap"],
+        }
+    )
     project.commit()
     return project
 
@@ -130,7 +143,7 @@ def test_a_stage_that_breaks_under_dvc(fresh: Project) -> None:
     ("key", "value", "stages"),
     [
         ("method.vap.sample.guidance_scale", 3.0, SAMPLE_VAP),
-        ("caption.questions", 2, {"caption", "encode"} | VAP | PAGES),
+        ("caption.questions", 2, {"caption", "encode"} | VAP | PAGES | PLUS_VAP),
     ],
 )
 def test_an_edited_setting_runs_what_depends_on_it(
@@ -159,7 +172,7 @@ def test_settings_of_how_and_not_what_run_nothing(built: Project) -> None:
         # inside a folder that is declared: Snakemake sees the folder alone, the marks see the file
         (by_snakemake, "vap/metrics/fidelity.py", MEASURE),
         # vap.methods.vap is built on vap.methods.uvit
-        (by_dvc, "vap/methods/uvit.py", UVIT | VAP | PAGES),
+        (by_dvc, "vap/methods/uvit.py", UVIT | VAP | PAGES | PLUS_VAP),
     ],
 )
 def test_edited_code_runs_what_declares_it(built: Project, door: Door, file: str, stages: set[str]) -> None:

@@ -13,20 +13,24 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from toy import SHAPE, settings, write_bank, write_latents
+from toy import SHAPE, settings, write_bank, write_latents, write_prepared
 
 import vap.stages.train as stage
 from vap import cli
 from vap.artifacts import file_sha256
 from vap.errors import Stopped, VapError
+from vap.methods.base import load_method
 from vap.prompts.bank import PromptBank
-from vap.training import checkpoint, loop
+from vap.training import checkpoint, engine
 from vap.training.data import LatentData, batch_rows, step_generator
 from vap.training.ema import Ema
+from vap.training.image_data import ImageData
 
 LATENTS = Path("data/latents/own.arrow")
 BANK = Path("data/prompts/own.arrow")
+PREPARED = Path("data/prepared/own.arrow")
 CLASSES = ["mole", "scar"]
+METHODS = ["uvit", "vap", "dit", "ldm", "cbdm", "stylegan"]
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +38,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     write_latents(LATENTS)
     write_bank(BANK)
+    write_prepared(PREPARED)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -44,7 +49,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def run(method: str = "uvit", **changes: Any) -> str:
     """Train through the stage; sha256 of the whole result."""
     if method not in settings().methods:  # a baseline that the smoke profile does not list
-        changes = {"methods": [method], "learns_from": {"latents": [method]}, **changes}
+        kind = load_method(method, settings().method).kind
+        changes = {"methods": [method], "learns_from": {kind: [method]}, **changes}
     folder = stage.run(settings(**changes), "own", method)
     found = file_sha256(folder)
     shutil.rmtree(folder)
@@ -56,17 +62,17 @@ def checkpoints() -> list[Path]:
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, at: int, how: Any) -> pytest.MonkeyPatch:
-    """Call `how` when step `at` asks for its batch, once."""
-    original = LatentData.batch
-    fired: list[int] = []
+    """Call `how` when step `at` of a fresh run asks for its examples, once."""
+    asked: list[object] = []
+    for data in (LatentData, ImageData):
 
-    def batch(self: LatentData, step: int, *args: Any, **kwargs: Any) -> Any:
-        if step == at and not fired:
-            fired.append(step)
-            how()
-        return original(self, step, *args, **kwargs)
+        def examples(self: Any, *args: Any, original: Any = data.examples) -> Any:
+            asked.append(args)
+            if len(asked) == at + 1:
+                how()
+            return original(self, *args)
 
-    monkeypatch.setattr(LatentData, "batch", batch)
+        monkeypatch.setattr(data, "examples", examples)
     return monkeypatch
 
 
@@ -172,7 +178,7 @@ def test_an_image_without_description_is_named() -> None:
 # ── the same bytes, however it went ─────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("method", ["uvit", "vap", "dit", "ldm"])
+@pytest.mark.parametrize("method", METHODS)
 def test_same_seed_same_bytes_other_seed_other_bytes(method: str) -> None:
     first = run(method)
     assert run(method) == first
@@ -180,7 +186,7 @@ def test_same_seed_same_bytes_other_seed_other_bytes(method: str) -> None:
     assert not list(Path("work/train").iterdir())  # the state is gone when all is written
 
 
-@pytest.mark.parametrize("method", ["uvit", "vap", "dit", "ldm"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("how", [ctrl_c, sigterm])
 def test_an_interrupted_run_ends_with_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch, method: str, how: Any
@@ -228,7 +234,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     else:
         state.write_text(state.read_text()[:30])
     asked: list[int] = []
-    monkeypatch.setattr(loop.Progress, "skip", lambda _self, n: asked.append(n))
+    monkeypatch.setattr(engine.Progress, "skip", lambda _self, n: asked.append(n))
     assert run() == whole
     assert asked == [3]
     assert "step-00000006: damaged" in capsys.readouterr().err
@@ -320,14 +326,14 @@ def test_a_network_that_does_not_fit_the_latents_is_one_line() -> None:
 
 
 def test_batch_must_divide_among_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    make = loop.make_accelerator
+    make = engine.make_accelerator
 
     def three(device: str, precision: str) -> Any:
         accelerator = make(device, precision)
         monkeypatch.setattr(type(accelerator), "num_processes", property(lambda _self: 3))
         return accelerator
 
-    monkeypatch.setattr(loop, "make_accelerator", three)
+    monkeypatch.setattr(engine, "make_accelerator", three)
     with pytest.raises(VapError, match=r"train.batch_size: found 4; expected a multiple of the 3"):
         run()
 

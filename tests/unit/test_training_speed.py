@@ -203,8 +203,8 @@ def test_an_exploded_loss_is_one_line_with_what_to_try(monkeypatch: pytest.Monke
 def test_gradients_that_are_no_numbers_stop_the_run_unless_a_scaler_expects_them() -> None:
     row = {"loss": 0.5, "grad_norm": float("inf")}
     with pytest.raises(VapError, match="gradients that are not finite"):
-        watch.check_health("x", 1, row, Path(), scaled=False)
-    watch.check_health("x", 1, row, Path(), scaled=True)
+        watch.check_health("x", 1, row, Path(), 10.0, scaled=False)
+    watch.check_health("x", 1, row, Path(), 10.0, scaled=True)
 
 
 # ── the onlooker ────────────────────────────────────────────────────────────────────────────────

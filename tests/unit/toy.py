@@ -10,12 +10,14 @@ import pyarrow as pa
 import yaml
 
 from vap.artifacts import SCHEMAS, Kind, build_arrow
+from vap.datasets.images import encode
 from vap.params import Params, parse
 
 PROJECT = Path(__file__).resolve().parents[2]
 CLASSES = ["mole", "scar"]
 SHAPE = (2, 4, 4)  # of the latents
 WIDTH = 6  # of a token state
+SIDE = 16  # pixels of the images
 
 
 def settings(**changes: Any) -> Params:
@@ -25,9 +27,11 @@ def settings(**changes: Any) -> Params:
     data["compute"] |= {"device": "cpu", "threads": 1}
     data["train"] |= {"log_every": 2, "checkpoint_every": 3}
     for method in data["method"].values():
-        sizes = {"width": 16, "depth": 2, "heads": 2, "patch": 2}
+        sizes = {"width": 16, "depth": 2, "heads": 2, "patch": 2, "image_size": SIDE, "multipliers": [1, 2]}
+        sizes |= {"attention": [1], "layers": 4, "channel_max": 8, "discriminator_channel_max": 8}
         method["model"] |= {key: value for key, value in sizes.items() if key in method["model"]}
-        method["train"] |= {"steps": 8, "batch_size": 4, "warmup_steps": 2}
+        method["train"] |= {"steps": 8, "batch_size": 4}
+        method["train"] |= {"warmup_steps": 2} if "warmup_steps" in method["train"] else {"r1_interval": 3}
     data["method"]["vap"]["model"]["prototype_tokens"] = 2
     for key, value in changes.items():
         *path, last = key.split("__")
@@ -35,6 +39,7 @@ def settings(**changes: Any) -> Params:
         for name in path:
             place = place[name]
         place[last] = value
+    data["downstream"]["sources"] = [m for m in data["downstream"]["sources"] if m in data["methods"]]
     return parse(data)
 
 
@@ -64,6 +69,27 @@ def write_latents(path: Path, train: int = 11, test: int = 3) -> Path:
             }
         )
     return write(path, "latents", rows, shape=list(SHAPE), scale=0.5, factor=2, classes=CLASSES)
+
+
+def write_prepared(path: Path, train: int = 11, test: int = 3, side: int = SIDE) -> Path:
+    """Images of one colour each, near that of their class."""
+    rng = np.random.default_rng(2)
+    rows = []
+    for i in range(train + test):
+        colour = np.array([200, 120, 90] if i % 2 else [40, 60, 160]) + rng.integers(-30, 30, 3)
+        pixels = np.broadcast_to(colour, (side, side, 3)) + rng.integers(-8, 8, (side, side, 3))
+        rows.append(
+            {
+                "id": f"i{i:02d}",
+                "label": CLASSES[i % 2],
+                "split": "train" if i < train else "test",
+                "group": f"g{i:02d}",
+                "sha256": f"{i:064x}",
+                "image": encode(pixels.clip(0, 255).astype(np.uint8)),
+                "attributes": None,
+            }
+        )
+    return write(path, "prepared", rows, classes=CLASSES)
 
 
 def bank_row(text: str, tokens: np.ndarray, images: list[tuple[str, str, str]]) -> dict[str, Any]:
@@ -101,3 +127,12 @@ def write_bank(path: Path, images: int = 14, train: int = 11) -> Path:
         revision="toy",
         classes=CLASSES,
     )
+
+
+def write_bank_of(path: Path, ids: list[str], label: str) -> Path:
+    """A bank in which each image has a description of its own."""
+    rng = np.random.default_rng(3)
+    rows = [bank_row("", rng.normal(size=(2, WIDTH)), [])]
+    rows += [bank_row(f"text {i}", rng.normal(size=(3, WIDTH)), [(i, label, "train")]) for i in ids]
+    names = {"width": WIDTH, "max_tokens": 6, "dtype": "fp16", "encoder": "toy", "revision": "toy"}
+    return write(path, "bank", rows, classes=[label], **names)

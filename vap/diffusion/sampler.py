@@ -71,6 +71,7 @@ def sample(
     order: int = 2,
     spacing: str = "quadratic",
     step_noise: Callable[[int], Tensor] | None = None,
+    data_range: float | None = None,
 ) -> Tensor:
     """Draw from the model.
 
@@ -82,6 +83,8 @@ def sample(
         order: 1, 2 or 3, of "dpmpp".
         spacing: of the times, see `time_grid`.
         step_noise: k in 1..steps-1 to fresh noise like x; "ddpm" needs it.
+        data_range: the predicted data are cut to -data_range..data_range, as DDPM does on pixels (Ho et al.,
+            2020, released code); None leaves them alone.
 
     Returns:
         (B, C, H, W) samples of the data distribution.
@@ -90,25 +93,35 @@ def sample(
     if sampler == "ddpm":
         if step_noise is None:
             raise ValueError("sampler ddpm needs step_noise")
-        return _ddpm(predict, schedule, x, times, step_noise)
+        return _ddpm(predict, schedule, x, times, step_noise, data_range)
     if sampler not in ("dpmpp", "ddim"):
         raise ValueError(f"unknown sampler {sampler!r}; known: dpmpp, ddim, ddpm")
-    return _dpm_solver_pp(predict, schedule, x, times, 1 if sampler == "ddim" else order)
+    return _dpm_solver_pp(predict, schedule, x, times, 1 if sampler == "ddim" else order, data_range)
 
 
-def _data_prediction(predict: Predictor, schedule: Schedule, x: Tensor, t: Tensor) -> Tensor:
-    """x_0 = (x_t - sigma_t eps) / alpha_t."""
+def _data_prediction(
+    predict: Predictor, schedule: Schedule, x: Tensor, t: Tensor, data_range: float | None
+) -> Tensor:
+    """x_0 = (x_t - sigma_t eps) / alpha_t, within its range."""
     alpha, sigma = (v.to(x) for v in schedule.alpha_sigma(t))
-    return (x - sigma * predict(x, t.to(x).expand(x.shape[0])).to(x)) / alpha
+    data: Tensor = (x - sigma * predict(x, t.to(x).expand(x.shape[0])).to(x)) / alpha
+    return data if data_range is None else data.clamp(-data_range, data_range)
 
 
-def _dpm_solver_pp(predict: Predictor, schedule: Schedule, x: Tensor, times: Tensor, order: int) -> Tensor:
+def _dpm_solver_pp(
+    predict: Predictor,
+    schedule: Schedule,
+    x: Tensor,
+    times: Tensor,
+    order: int,
+    data_range: float | None = None,
+) -> Tensor:
     steps = len(times) - 1
     alphas, sigmas = schedule.alpha_sigma(times)
     lambdas = alphas.log() - sigmas.log()  # half log-SNR; +inf at t = 0
     data: list[Tensor] = []  # predictions at the last times, newest last
     for i in range(steps):
-        data = [*data[-2:], _data_prediction(predict, schedule, x, times[i])]
+        data = [*data[-2:], _data_prediction(predict, schedule, x, times[i], data_range)]
         if i == steps - 1:
             return data[-1]  # t = 0: alpha 1, sigma 0
         h = (lambdas[i + 1] - lambdas[i]).item()
@@ -143,11 +156,12 @@ def _ddpm(
     x: Tensor,
     times: Tensor,
     step_noise: Callable[[int], Tensor],
+    data_range: float | None = None,
 ) -> Tensor:
     steps = len(times) - 1
     alphas, sigmas = schedule.alpha_sigma(times)
     for i in range(steps):
-        data = _data_prediction(predict, schedule, x, times[i])
+        data = _data_prediction(predict, schedule, x, times[i], data_range)
         if i == steps - 1:
             return data
         # q(x_s | x_t, x_0) for s < t, by alpha_{t|s} = alpha_t / alpha_s

@@ -1,7 +1,7 @@
-"""What a method is: a network, its loss and its conditioned noise prediction.
+"""What a method is: a network, how it learns, and how it draws.
 
 A method is one entry `method.NAME` of params.yaml and one module `vap/methods/NAME.py` with a class
-`Method`. The training loop, the sampler and the graph know methods through this interface alone.
+`Method`. The training loop, the samples and the graph know methods through this interface alone.
 """
 
 from __future__ import annotations
@@ -11,16 +11,30 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
-from vap.diffusion.schedule import Schedule
 from vap.errors import VapError
-from vap.params import Kind, MethodParams, MethodTrainParams, Section, first_problem
+from vap.params import (
+    Kind,
+    MethodParams,
+    PositiveInt,
+    ScheduleParams,
+    Section,
+    TrainParams,
+    first_problem,
+)
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from vap.params import ComputeParams
+    from vap.training.data import TrainingData
+    from vap.training.engine import Learner
 
 ModelParams = TypeVar("ModelParams", bound=Section)
 
@@ -29,8 +43,8 @@ ModelParams = TypeVar("ModelParams", bound=Section)
 class Shapes:
     """What the data decide of a network."""
 
-    size: int  # side of the latents
-    channels: int  # of the latents
+    size: int  # side of the latents, or of the images that a method learns from
+    channels: int  # of these
     num_classes: int
     context_dim: int | None = None  # width of a description's token states
     context_tokens: int = 0  # the most tokens of a description
@@ -75,16 +89,18 @@ class Condition:
 
 @dataclass
 class Batch:
-    """A training batch: clean latents, their condition, and the draws of this step."""
+    """A training batch: clean latents or images, their condition, and the draws of this step."""
 
     x0: Tensor  # (B, C, H, W)
     condition: Condition
     t: Tensor  # (B,) int64 in 1..T
     noise: Tensor  # like x0
+    other_label: Tensor | None = None  # (B,) int64, drawn from the training split's class frequencies
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """`change` of every tensor."""
-        return Batch(change(self.x0), self.condition.map(change), change(self.t), change(self.noise))
+        other = None if self.other_label is None else change(self.other_label)
+        return Batch(change(self.x0), self.condition.map(change), change(self.t), change(self.noise), other)
 
     def to(self, device: torch.device) -> Batch:
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
@@ -96,19 +112,35 @@ class Batch:
             yield self.map(lambda tensor, part=part: tensor[part])  # type: ignore[misc]
 
 
-class DiffusionMethod(ABC, Generic[ModelParams]):
-    """A latent diffusion method.
+@dataclass(frozen=True)
+class Request:
+    """A batch of samples to draw. Sample i depends on its own condition and noise alone."""
 
-    Subclasses name the type of `method.NAME.model` in `model_params`, and of any keys of
-    `method.NAME.train` of their own in `train_params`.
+    condition: Condition
+    null: Condition  # the unconditional counterpart
+    noise: Callable[[tuple[int, ...], int], Tensor]
+    """(shape of a sample's noise, number of the draw: 0 at the start, k of a sampler's step k) to (B, *shape)
+    standard normal noise on the network's device."""
+
+
+class Method(ABC, Generic[ModelParams]):
+    """A generative method.
+
+    Subclasses name the type of `method.NAME.model` in `model_params`, and those of `method.NAME.train` and
+    `method.NAME.sample` in `train_params` and `sample_params`.
+
+    Args:
+        model, train, sample: the three sections; `sample` is None where nothing will be drawn.
     """
 
     kind: ClassVar[Kind]
     model_params: ClassVar[type[Section]]
-    train_params: ClassVar[type[MethodTrainParams]] = MethodTrainParams
+    train_params: ClassVar[type[OwnTrainParams]]
+    sample_params: ClassVar[type[OwnSampleParams]]
+    libraries: ClassVar[tuple[str, ...]] = ()  # that the network is built of, beyond torch
 
-    def __init__(self, model: ModelParams, train: MethodTrainParams) -> None:
-        self.model, self.train = model, train
+    def __init__(self, model: ModelParams, train: Any, sample: Any = None) -> None:
+        self.model, self.train, self.sample = model, train, sample
 
     @property
     def start_from(self) -> Path | None:
@@ -119,45 +151,69 @@ class DiffusionMethod(ABC, Generic[ModelParams]):
         """Load `start_from` into a network that `build` made."""
         raise NotImplementedError
 
-    @abstractmethod
-    def build(self, shapes: Shapes) -> nn.Module:
-        """A freshly initialised network, called as net(x, t, label, context, mask, …)."""
+    def schedule(self, shared: TrainParams) -> ScheduleParams | None:
+        """The noise schedule of training and sampling; None where there is no noise to take away."""
+        return shared.schedule
 
     @abstractmethod
-    def loss(self, net: nn.Module, batch: Batch, schedule: Schedule) -> tuple[Tensor, dict[str, Tensor]]:
-        """The training loss (a scalar) and detached scalars for the log."""
-
-    def predictor(
-        self, net: nn.Module, condition: Condition, null: Condition
-    ) -> Callable[[Tensor, Tensor, bool], Tensor]:
-        """(x, t, unconditional) to the predicted noise, for the sampler.
+    def data(self, dataset: str, text_multiple: int = 1) -> TrainingData:
+        """What the method learns from.
 
         Args:
-            condition, null: of the batch, and its unconditional counterpart.
+            text_multiple: descriptions are padded to a multiple of so many tokens.
         """
 
-        def predict(x: Tensor, t: Tensor, unconditional: bool) -> Tensor:
-            c = null if unconditional else condition
-            return net(x, t, c.label, c.context, c.mask)  # type: ignore[no-any-return]
+    @abstractmethod
+    def build(self, shapes: Shapes) -> nn.Module:
+        """The freshly initialised network that draws."""
 
-        return predict
+    @abstractmethod
+    def learner(
+        self,
+        build: Callable[[], nn.Module],
+        data: TrainingData,
+        shared: TrainParams,
+        compute: ComputeParams,
+        seed: int,
+    ) -> Callable[[Accelerator], Learner[Any]]:
+        """What the training loop steps.
+
+        Args:
+            build: makes the network that draws; called once.
+        """
 
 
-class OwnTrainParams(MethodTrainParams):
-    """Base of a method's train section with keys of its own: unknown ones are errors again."""
+class OneStepMethod(Method[ModelParams]):
+    """A method whose network makes an image in one pass, from noise."""
 
-    model_config: ClassVar = {**MethodTrainParams.model_config, "extra": "forbid"}
+    @abstractmethod
+    def draw(self, net: nn.Module, request: Request, precision: str) -> Tensor:
+        """Images in -1..1.
+
+        Args:
+            precision: of the network, "fp32" or "bf16".
+
+        Returns:
+            (B, 3, size, size).
+        """
 
 
-class PlainTrainParams(OwnTrainParams):
-    """A train section with no key beyond those that all methods have."""
+class OwnTrainParams(Section):
+    """Base of a method's `train` section."""
+
+    steps: PositiveInt
+    batch_size: PositiveInt
 
 
-def load_method(name: str, params: Mapping[str, MethodParams]) -> DiffusionMethod[Any]:
-    """The method `name`, its settings checked.
+class OwnSampleParams(Section):
+    """Base of a method's `sample` section."""
+
+
+def method_class(name: str) -> type[Method[Any]]:
+    """The class of the method `name`.
 
     Raises:
-        VapError: there is no such module, or its settings do not fit it.
+        VapError: there is no such module, or it is no method's.
     """
     try:
         module = importlib.import_module(f"vap.methods.{name}")
@@ -170,19 +226,57 @@ def load_method(name: str, params: Mapping[str, MethodParams]) -> DiffusionMetho
             "one module a method",
             "correct the name",
         ) from None
-    if not hasattr(module, "Method"):
+    if not hasattr(module, "Method") or not getattr(module.Method, "__module__", "") == module.__name__:
         raise VapError(f"vap/methods/{name}.py", "no class Method", "one", "name a method's module")
-    cls: type[DiffusionMethod[Any]] = module.Method
-    entry, place = params[name], f"params.yaml: method.{name}"
-    parts: list[Any] = []
-    for key, schema, data in (
-        ("model", cls.model_params, entry.model),
-        ("train", cls.train_params, entry.train.model_dump()),
-    ):
-        try:
-            parts.append(schema.model_validate(data))
-        except ValidationError as error:
-            path, found, expected = first_problem(error)
-            where = f"{place}.{key}.{path}" if path else f"{place}.{key}"
-            raise VapError(where, found, expected, "edit params.yaml") from None
-    return cls(*parts)
+    return module.Method  # type: ignore[no-any-return]
+
+
+def load_method(name: str, params: Mapping[str, MethodParams]) -> Method[Any]:
+    """The method `name`, its settings checked.
+
+    Raises:
+        VapError: there is no such module, or its settings do not fit it.
+    """
+    cls, entry = method_class(name), params[name]
+    return cls(
+        *(
+            _checked(schema, data, f"params.yaml: method.{name}.{key}")
+            for key, schema, data in (
+                ("model", cls.model_params, entry.model),
+                ("train", cls.train_params, entry.train.model_dump()),
+                ("sample", cls.sample_params, entry.sample.model_dump()),
+            )
+        )
+    )
+
+
+def trained_method(
+    config: Mapping[str, Any], params: Mapping[str, MethodParams] | None = None
+) -> Method[Any]:
+    """The method of a trained model, as its config.json records it.
+
+    Args:
+        params: for drawing: section `method`, of which the sample settings are taken.
+
+    Raises:
+        VapError: the settings do not fit the method.
+    """
+    name, place = config["method"], f"results/models/{config['dataset']}/{config['method']}/config.json"
+    cls = method_class(name)
+    sample = None
+    if params is not None:
+        where = f"params.yaml: method.{name}.sample"
+        if name not in params:
+            raise VapError(where, "no such entry", "the method's settings", "add it")
+        sample = _checked(cls.sample_params, params[name].sample.model_dump(), where)
+    model = _checked(cls.model_params, config["model"], f"{place}: model")
+    return cls(model, _checked(cls.train_params, config["train"], f"{place}: train"), sample)
+
+
+def _checked(schema: type[BaseModel], data: Any, place: str) -> Any:
+    try:
+        return schema.model_validate(data)
+    except ValidationError as error:
+        path, found, expected = first_problem(error)
+        where = f"{place}.{path}" if path else place
+        raise VapError(where, found, expected, f"edit {place.partition(':')[0]}") from None

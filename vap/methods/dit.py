@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from vap.diffusion.loss import denoising_loss
 from vap.diffusion.schedule import Schedule
-from vap.methods.base import Batch, Condition, DiffusionMethod, OwnTrainParams, Shapes
+from vap.methods.base import Batch, Condition, Shapes
+from vap.methods.diffusion import DiffusionTrainParams
+from vap.methods.latents import LatentMethod
 from vap.models.dit import DiT
 from vap.models.official import read, take
 from vap.params import Section
@@ -37,13 +39,13 @@ class DiTParams(Section):
         return self
 
 
-class DiTTrainParams(OwnTrainParams):
+class DiTTrainParams(DiffusionTrainParams):
     """`method.dit.train`."""
 
     start_from: str | None  # official weights, or a model.safetensors of this project
 
 
-class Method(DiffusionMethod[DiTParams]):
+class Method(LatentMethod[DiTParams]):
     """DiT; with `learn_sigma` it is trained with the hybrid loss of improved DDPM.
 
     Sampling uses the predicted noise alone: every sampler here has variances of its own. Guidance is of all

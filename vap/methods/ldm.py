@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from vap.diffusion.loss import denoising_loss
 from vap.diffusion.schedule import Schedule
-from vap.methods.base import Batch, DiffusionMethod, PlainTrainParams, Shapes
+from vap.methods.base import Batch, Shapes
+from vap.methods.latents import LatentMethod
 from vap.models.ldm import LatentUNet
 from vap.params import PositiveInt, Section
 
@@ -35,10 +36,10 @@ class LdmParams(Section):
         return self
 
 
-class Method(DiffusionMethod[LdmParams]):
+class Method(LatentMethod[LdmParams]):
     kind = "latents"
     model_params = LdmParams
-    train_params = PlainTrainParams
+    libraries = ("diffusers",)
 
     def build(self, shapes: Shapes) -> nn.Module:
         return LatentUNet(

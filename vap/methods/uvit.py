@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from vap.diffusion.loss import denoising_loss
 from vap.diffusion.schedule import Schedule
-from vap.methods.base import Batch, DiffusionMethod, OwnTrainParams, Shapes
+from vap.methods.base import Batch, Shapes
+from vap.methods.diffusion import DiffusionTrainParams
+from vap.methods.latents import LatentMethod
 from vap.models.official import start_from
 from vap.models.uvit import UViT
 from vap.params import Section
@@ -32,13 +34,13 @@ class UViTParams(Section):
         return self
 
 
-class UViTTrainParams(OwnTrainParams):
+class UViTTrainParams(DiffusionTrainParams):
     """`method.NAME.train` of the U-ViT family."""
 
     start_from: str | None  # official weights, or a model.safetensors of this project
 
 
-class Method(DiffusionMethod[UViTParams]):
+class Method(LatentMethod[UViTParams]):
     kind = "latents"
     model_params = UViTParams
     train_params = UViTTrainParams

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from vap.diffusion.loss import denoising_loss
 from vap.diffusion.schedule import Schedule
-from vap.methods.base import Batch, DiffusionMethod, Shapes
+from vap.methods.base import Batch, Shapes
+from vap.methods.latents import LatentMethod
 from vap.methods.uvit import UViTParams, UViTTrainParams
 from vap.models.official import start_from
 from vap.models.prototype import feature_variance, prototype_condition
@@ -70,7 +71,7 @@ class VapNet(nn.Module):
         )
 
 
-class Method(DiffusionMethod[VapModelParams]):
+class Method(LatentMethod[VapModelParams]):
     kind = "prompts"
     model_params = VapModelParams
     train_params = VapTrainParams

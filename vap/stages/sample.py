@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vap.artifacts import SCHEMAS, ArrowFile, atomic, build_arrow, provenance, rank_and_world
 from vap.datasets.images import decode, encode
-from vap.diffusion.guidance import guided, guided_together
-from vap.diffusion.sampler import noise_of, sample
-from vap.diffusion.schedule import Schedule
+from vap.diffusion.draw import draw
+from vap.diffusion.sampler import noise_of
 from vap.errors import VapError
-from vap.methods.base import Condition, DiffusionMethod, Shapes, load_method
+from vap.methods.base import Condition, OneStepMethod, Request, Shapes, trained_method
+from vap.methods.diffusion import DiffusionMethod
 from vap.models import autoencoder
 from vap.models.autoencoder import Autoencoder
-from vap.params import MethodParams, Params, SampleParams
+from vap.params import Kind, MethodParams, Params, SampleParams, ScheduleParams
 from vap.prompts.bank import PromptBank
 from vap.prompts.draws import Draws, draws_of, parse_condition
 from vap.stages.common import (
@@ -36,40 +38,46 @@ from vap.training.checkpoint import load_weights
 from vap.training.data import condition_of, null_of
 
 PREVIEW = 64  # images of the preview
+WITH_DECODER: tuple[Kind, ...] = ("latents", "prompts")
 
 
 class Generator:
-    """A trained model with its decoder, ready to draw.
+    """A trained model, with its decoder where it has one, ready to draw.
 
     Args:
         folder: of the model, as the train stage writes it.
+        methods: section `method` of params.yaml, for how to draw.
+        settings: section `sample`.
         compile: by torch.compile.
     """
 
-    def __init__(self, folder: Path, device: torch.device, compile: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        device: torch.device,
+        methods: Mapping[str, MethodParams],
+        settings: SampleParams,
+        compile: bool = False,
+    ) -> None:
         config_file = folder / "config.json"
         if not config_file.is_file():
             raise VapError(config_file, "no such file", "a trained model", "run the train stage")
         self.config: dict[str, Any] = json.loads(config_file.read_text())
-        entry = MethodParams.model_validate(
-            {
-                "model": self.config["model"],
-                "train": self.config["train"],
-                "sample": {"guidance_scale": 1.0},
-            }
-        )
-        method = self.config["method"]
-        self.method: DiffusionMethod[Any] = load_method(method, {method: entry})
+        self.method = trained_method(self.config, methods)
+        self.settings = settings
         self.classes: list[str] = self.config["classes"]
         self.shapes = Shapes(**self.config["shapes"])
-        self.schedule = Schedule(**self.config["schedule"])
+        schedule = self.config["schedule"]
+        self.schedule = None if schedule is None else ScheduleParams.model_validate(schedule)
         self.net = self.method.build(self.shapes)
         load_weights(self.net, folder / "model.safetensors")
         self.net.to(device).eval()
         if compile:
             self.net.compile()  # type: ignore[no-untyped-call]
-        self.autoencoder: Autoencoder = autoencoder.load(autoencoder_path(self.config["dataset"]))
-        self.autoencoder.net.to(device)
+        self.autoencoder: Autoencoder | None = None
+        if self.method.kind in WITH_DECODER:
+            self.autoencoder = autoencoder.load(autoencoder_path(self.config["dataset"]))
+            self.autoencoder.net.to(device)
         self.device = device
 
     def draw(
@@ -78,8 +86,6 @@ class Generator:
         labels: list[int],
         prompts: list[int] | None,
         bank: PromptBank | None,
-        settings: SampleParams,
-        guidance_scale: float,
         seed: int,
         draws: Draws | None = None,
     ) -> np.ndarray:
@@ -93,57 +99,43 @@ class Generator:
             draws: whose descriptions `prompts` number; None for the bank's rows.
 
         Returns:
-            uint8 [B, H, W, 3].
+            uint8 [B, image_size, image_size, 3].
         """
         B, s = len(indices), self.shapes
         condition = condition_of(labels, prompts, draws or bank)
         null = null_of(B, s.num_classes, bank if prompts is not None else None)
-        return self.draw_from(indices, condition, null, settings, guidance_scale, seed)
+        return self.draw_from(indices, condition, null, seed)
 
     @torch.inference_mode()
-    def draw_from(
-        self,
-        indices: list[int],
-        condition: Condition,
-        null: Condition,
-        settings: SampleParams,
-        guidance_scale: float,
-        seed: int,
-    ) -> np.ndarray:
+    def draw_from(self, indices: list[int], condition: Condition, null: Condition, seed: int) -> np.ndarray:
         """As `draw`, from a condition and its unconditional counterpart."""
-        s = self.shapes
-        shape = (s.channels, s.size, s.size)
 
-        def noise(draw: int) -> Tensor:
+        def noise(shape: tuple[int, ...], draw: int) -> Tensor:
             return torch.stack([noise_of(seed, i, shape, draw) for i in indices]).to(self.device)
 
-        condition, null = condition.to(self.device), null.to(self.device)
-        if self.device.type == "cuda" and guidance_scale not in (0.0, 1.0):
-            both = null.joined(condition)
-            pair = self.method.predictor(self.net, both, both)
-            predict = guided_together(lambda x, t: pair(x, t, False), guidance_scale)
-        else:  # two passes, since the null prompt is the shorter one
-            predict = guided(self.method.predictor(self.net, condition, null), guidance_scale)
-        half = settings.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            latents = sample(
-                predict,
-                self.schedule,
-                noise(0),
-                sampler=settings.sampler,
-                steps=settings.steps,
-                order=settings.order,
-                spacing=settings.spacing,
-                step_noise=noise,
-            )
-        return to_images(self.autoencoder.decode(latents / self.config["scale"]))
+        request = Request(condition.to(self.device), null.to(self.device), noise)
+        if isinstance(self.method, OneStepMethod):
+            found = self.method.draw(self.net, request, self.settings.precision)
+        else:
+            assert isinstance(self.method, DiffusionMethod)
+            assert self.schedule is not None
+            found = draw(self.method, self.net, self.shapes, request, self.settings, self.schedule)
+        if self.autoencoder is not None:
+            return to_images(self.autoencoder.decode(found / self.config["scale"]))
+        if (side := self.config["image_size"]) != self.shapes.size:
+            found = F.interpolate(found.float(), (side, side), mode="bicubic", align_corners=False)
+        return to_images(found)
 
 
-def plan_labels(counts: list[int], n: int, how: str, seed: int) -> list[int]:
+def plan_labels(counts: list[int], n: int, how: str, seed: int, kind: Kind = "latents") -> list[int]:
     """Class index of each of n samples: "empirical", as often as in training, or "uniform".
 
-    Exact shares (largest remainder), shuffled by seed, so that the label prior has no sampling noise.
+    "paper-released" is what the authors' scripts did: uniform, but for a method that draws with descriptions
+    the classes of these, so as often as in training. Exact shares (largest remainder), shuffled by seed, so
+    that the label prior has no sampling noise.
     """
+    if how == "paper-released":
+        how = "empirical" if kind == "prompts" else "uniform"
     weights = np.asarray(counts, float) if how == "empirical" else (np.asarray(counts) > 0).astype(float)
     exact = weights / weights.sum() * n
     shares = np.floor(exact).astype(int)
@@ -164,15 +156,13 @@ def run(params: Params, dataset: str, method: str, condition: str) -> Path:
     """
     parse_condition(condition)
     device = set_up_torch(params.compute)
-    settings, guidance_scale = params.sample, params.method[method].sample.guidance_scale
-    generator = Generator(model_path(dataset, method), device, params.compute.compile)
-    model, decoder = model_path(dataset, method), autoencoder_path(dataset)
-    inputs = {
-        "config": model / "config.json",
-        "model": model / "model.safetensors",
-        "autoencoder_config": decoder / "config.json",
-        "autoencoder": decoder / "diffusion_pytorch_model.safetensors",
-    }
+    settings, model = params.sample, model_path(dataset, method)
+    generator = Generator(model, device, params.method, settings, params.compute.compile)
+    inputs = {"config": model / "config.json", "model": model / "model.safetensors"}
+    if generator.autoencoder is not None:
+        decoder = autoencoder_path(dataset)
+        inputs["autoencoder_config"] = decoder / "config.json"
+        inputs["autoencoder"] = decoder / "diffusion_pytorch_model.safetensors"
     bank, draws = None, None
     if generator.method.kind == "prompts":
         inputs["prompts"] = bank_path(dataset)
@@ -188,10 +178,12 @@ def run(params: Params, dataset: str, method: str, condition: str) -> Path:
             "method_sample": params.method[method].sample.model_dump(),
         },
         inputs=inputs,
-        libraries=("diffusers", "numpy", "pillow", "pyarrow", "safetensors", "torch"),
+        libraries=("numpy", "pillow", "pyarrow", "safetensors", "torch", *libraries_of(generator)),
         modules=[f"vap.methods.{method}"],
     )
-    labels = plan_labels(generator.config["class_counts"], settings.n, settings.labels, params.seed)
+    labels = plan_labels(
+        generator.config["class_counts"], settings.n, settings.labels, params.seed, generator.method.kind
+    )
     prompts: list[int] | None = None
     if draws is not None:
         prompts = [
@@ -206,8 +198,6 @@ def run(params: Params, dataset: str, method: str, condition: str) -> Path:
             labels[rows.start : rows.stop],
             chosen,
             bank,
-            settings,
-            guidance_scale,
             params.seed,
             draws,
         )
@@ -235,6 +225,11 @@ def run(params: Params, dataset: str, method: str, condition: str) -> Path:
     if not rank_and_world()[0]:
         _preview(path, preview_path(dataset, method, condition))
     return path
+
+
+def libraries_of(generator: Generator) -> set[str]:
+    """What the networks are built of, beyond torch."""
+    return {*generator.method.libraries, *(["diffusers"] if generator.autoencoder is not None else [])}
 
 
 def _preview(samples: Path, target: Path) -> None:

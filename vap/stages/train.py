@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vap.artifacts import (
-    ArrowFile,
     atomic,
     provenance,
     rank_and_world,
@@ -18,18 +17,15 @@ from vap.artifacts import (
     write_json,
     write_safetensors,
 )
-from vap.diffusion.schedule import Schedule
 from vap.errors import VapError
-from vap.methods.base import DiffusionMethod, Shapes, load_method
+from vap.methods.base import Method, Shapes, load_method
 from vap.params import Params
-from vap.prompts.bank import PromptBank
-from vap.stages.common import bank_path, latents_path, model_path, set_up_torch, training_log_path
-from vap.training.data import LatentData
-from vap.training.loop import train, write_log
+from vap.stages.common import model_path, set_up_torch, training_log_path
+from vap.training.engine import train, write_log
 from vap.training.watch import Watch
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 TEXT_MULTIPLE = 8  # tokens, where a GPU or a compiler gains by few and even lengths
 
@@ -49,15 +45,9 @@ def run(params: Params, dataset: str, method: str) -> Path:
             f"its name under learns_from.{implementation.kind}",
             "move it there",
         )
-    latents = latents_path(dataset)
-    inputs = {"latents": latents}
-    bank = None
-    if implementation.kind == "prompts":
-        inputs["prompts"] = bank_path(dataset)
-        bank = PromptBank(bank_path(dataset))
-    classes: list[str] = ArrowFile(latents, "latents").metadata["classes"]
     even = TEXT_MULTIPLE if device.type == "cuda" or params.compute.compile else 1
-    data = LatentData(latents, bank, classes, even)
+    data = implementation.data(dataset, even)
+    inputs = dict(data.inputs)
     own = implementation.train
     if implementation.start_from is not None:
         if not implementation.start_from.is_file():
@@ -78,28 +68,29 @@ def run(params: Params, dataset: str, method: str) -> Path:
             "method_train": own.model_dump(),
         },
         inputs=inputs,
-        libraries=("accelerate", "numpy", "pyarrow", "safetensors", "torch"),
+        libraries=("accelerate", "numpy", "pyarrow", "safetensors", "torch", *implementation.libraries),
         modules=[f"vap.methods.{method}"],
     )
     C, side, _ = data.shape
     shapes = Shapes(
         size=side,
         channels=C,
-        num_classes=len(classes),
-        context_dim=bank.width if bank else None,
-        context_tokens=bank.max_tokens if bank else 0,
+        num_classes=len(data.classes),
+        context_dim=data.bank.width if data.bank else None,
+        context_tokens=data.bank.max_tokens if data.bank else 0,
     )
-    schedule = Schedule(**params.train.schedule.model_dump())
+    schedule = implementation.schedule(params.train)
     config = {
         "dataset": dataset,
         "method": method,
-        "classes": classes,
+        "classes": data.classes,
         "class_counts": data.counts.tolist(),
         "scale": data.scale,
         "shapes": dataclasses.asdict(shapes),
         "model": params.method[method].model,
         "train": own.model_dump(),
-        "schedule": params.train.schedule.model_dump(),
+        "schedule": schedule.model_dump() if schedule is not None else None,
+        "image_size": data.image_size,
         "provenance": record,
     }
     if data.fits(device):
@@ -110,15 +101,14 @@ def run(params: Params, dataset: str, method: str) -> Path:
         def draw(step: int, weights: Mapping[str, Tensor]) -> None:
             _preview(work / "preview", training_log_path(dataset, method), step, weights, config)
 
+        def build() -> nn.Module:
+            return _build(implementation, shapes, method)
+
         trained = train(
-            implementation,
-            lambda: _build(implementation, shapes, method),
-            lambda step, part: data.batch(
-                step, params.seed, own.batch_size, own.condition_dropout, schedule.timesteps, part
-            ),
-            schedule,
+            implementation.learner(build, data, params.train, params.compute, params.seed),
+            own.steps,
+            own.batch_size,
             params.train,
-            params.compute,
             work,
             seed=params.seed,
             device=str(device),
@@ -135,14 +125,14 @@ def run(params: Params, dataset: str, method: str) -> Path:
     return model_path(dataset, method)
 
 
-def _build(implementation: DiffusionMethod[Any], shapes: Shapes, method: str) -> Any:
+def _build(implementation: Method[Any], shapes: Shapes, method: str) -> nn.Module:
     try:
         net = implementation.build(shapes)
     except ValueError as error:
         raise VapError(
             f"params.yaml: method.{method}.model",
             str(error),
-            "a network that fits the latents",
+            "a network that fits the data",
             "change the setting",
         ) from None
     if implementation.start_from is not None:

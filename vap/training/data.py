@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import numpy as np
@@ -51,60 +52,63 @@ class HeldTexts:
         return context.masked_fill(~mask[..., None], 0), mask
 
 
-class LatentData:
-    """Training latents and their conditions, read from the memory-mapped artefacts.
+class TrainingData(ABC):
+    """Training rows of one dataset; what a step sees of them is a function of seed and step.
 
-    Args:
-        latents: a `latents` artefact; its training rows are used.
-        bank: the prompt bank; None for methods that are conditioned on the class alone.
-        classes: class names in the order of their indices.
-        text_multiple: contexts are padded to a multiple of it, for kernels that like few and even lengths.
+    Attributes:
+        shape: (C, H, W) of a training example.
+        scale: the examples are what the artefact holds, multiplied by it.
+        rows: of the artefact, those of the training split.
+        labels: class index of each of them.
+        counts: of each class.
+        image_size: side of the prepared images.
+        inputs: name to file, of what is read.
     """
 
-    def __init__(
-        self, latents: Path, bank: PromptBank | None, classes: list[str], text_multiple: int = 1
-    ) -> None:
-        self.file, self.bank, self.classes = ArrowFile(latents, "latents"), bank, classes
-        self.text_multiple = text_multiple
-        self.held: Tensor | None = None  # (rows, 2C, H, W) moments on a device
-        self.held_texts: HeldTexts | None = None
-        self.shape: tuple[int, int, int] = tuple(self.file.metadata["shape"])  # type: ignore[assignment]
-        self.scale: float = self.file.metadata["scale"]
-        splits, labels = self.file.column("split"), self.file.column("label")
-        self.rows = np.flatnonzero(np.asarray(splits) == "train")
-        index = {name: i for i, name in enumerate(classes)}
-        self.labels = np.asarray([index[labels[row]] for row in self.rows])
-        self.counts = np.bincount(self.labels, minlength=len(classes))
-        if not len(self.rows):
-            raise VapError(latents, "no training row", "split train in some rows", "prepare again")
-        self.prompts = np.zeros(0, np.int64)
-        if bank is not None:
-            ids = self.file.column("id")
-            if missing := [ids[row] for row in self.rows if ids[row] not in bank.row_of]:
-                raise VapError(
-                    bank.file.path,
-                    f"no description of {missing[0]} and {len(missing) - 1} more training images",
-                    "one an image",
-                    "caption and encode again",
-                )
-            self.prompts = np.asarray([bank.row_of[ids[row]] for row in self.rows])
+    shape: tuple[int, int, int]
+    scale: float = 1.0
+    image_size: int
+    bank: PromptBank | None = None
+    inputs: dict[str, Path]
 
+    def __init__(self, file: ArrowFile, classes: list[str] | None) -> None:
+        self.file = file
+        self.classes: list[str] = file.metadata["classes"] if classes is None else classes
+        splits, labels = file.column("split"), file.column("label")
+        self.rows = np.flatnonzero(np.asarray(splits) == "train")
+        index = {name: i for i, name in enumerate(self.classes)}
+        self.labels = np.asarray([index[labels[row]] for row in self.rows])
+        self.counts = np.bincount(self.labels, minlength=len(self.classes))
+        if not len(self.rows):
+            raise VapError(file.path, "no training row", "split train in some rows", "prepare again")
+
+    @abstractmethod
     def hold(self, device: torch.device) -> None:
-        """Keep all training moments and token states on `device`, so that no step copies them."""
-        self.held = torch.from_numpy(self._moments(self.rows)).to(device)
-        self.held_texts = HeldTexts(self.bank, device) if self.bank is not None else None
+        """Keep all training examples on `device`, so that no step copies them."""
+
+    @abstractmethod
+    def held_bytes(self) -> int:
+        """What `hold` would take."""
 
     def fits(self, device: torch.device) -> bool:
         """Whether `hold` would take less than a third of a GPU's free memory; False for other devices."""
-        if device.type != "cuda":
-            return False
-        files = [self.file.path, *([self.bank.file.path] if self.bank is not None else [])]
-        return sum(file.stat().st_size for file in files) < torch.cuda.mem_get_info(device)[0] / 3
+        return device.type == "cuda" and self.held_bytes() < torch.cuda.mem_get_info(device)[0] / 3
 
-    def _moments(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        C, H, W = self.shape
-        found = [self.file.array("moments", int(row)) for row in rows]
-        return np.stack(found).reshape(-1, 2 * C, H, W)
+    @abstractmethod
+    def examples(
+        self, rows: npt.NDArray[np.int64], generator: torch.Generator, part: slice
+    ) -> tuple[Tensor, npt.NDArray[np.int64]]:
+        """Training examples `rows` (numbers in 0..len(self.rows) - 1), of which only `part` is read.
+
+        Random draws are made for all of them.
+
+        Returns:
+            (b, C, H, W) float32 and the part's rows.
+        """
+
+    def condition(self, rows: npt.NDArray[np.int64], drop: Tensor) -> Condition:
+        """The condition of training examples; where `drop` (b,) bool is set, the null condition."""
+        return Condition(torch.from_numpy(self.labels[rows]).masked_fill(drop, len(self.classes)))
 
     def batch(
         self,
@@ -122,32 +126,98 @@ class LatentData:
         """
         generator = step_generator(seed, step)
         rows = batch_rows(seed, step, len(self.rows), batch_size)
-        C, H, W = self.shape
-        posterior_noise = torch.randn((batch_size, C, H, W), generator=generator)[part]
+        x0, rows = self.examples(rows, generator, part)
         t = torch.randint(1, timesteps + 1, (batch_size,), generator=generator)[part]
-        noise = torch.randn((batch_size, C, H, W), generator=generator)[part]
+        noise = torch.randn((batch_size, *self.shape), generator=generator)[part]
         drop = (torch.rand(batch_size, generator=generator) < condition_dropout)[part]
-        rows = rows[part]
+        other = torch.rand(batch_size, generator=generator, dtype=torch.float64)[part]
+        condition = self.condition(rows, drop)
+        return Batch(x0, condition, t, noise, self.labels_at(other))
 
+    def labels_at(self, places: Tensor) -> Tensor:
+        """Classes of numbers uniform in 0..1, (b,) float64, as frequent as in the training split."""
+        bounds = np.cumsum(self.counts) / self.counts.sum()
+        found = np.searchsorted(bounds, places.numpy(), side="right")
+        return torch.from_numpy(np.minimum(found, len(bounds) - 1).astype(np.int64))
+
+
+class LatentData(TrainingData):
+    """Training latents and their conditions, read from the memory-mapped artefacts.
+
+    Args:
+        latents: a `latents` artefact; its training rows are used.
+        bank: the prompt bank; None for methods that are conditioned on the class alone.
+        classes: class names in the order of their indices; None for the artefact's order.
+        text_multiple: contexts are padded to a multiple of it, for kernels that like few and even lengths.
+    """
+
+    def __init__(
+        self,
+        latents: Path,
+        bank: PromptBank | None,
+        classes: list[str] | None = None,
+        text_multiple: int = 1,
+    ) -> None:
+        super().__init__(ArrowFile(latents, "latents"), classes)
+        self.bank, self.text_multiple = bank, text_multiple
+        self.inputs = {"latents": latents, **({"prompts": bank.file.path} if bank is not None else {})}
+        self.held: Tensor | None = None  # (rows, 2C, H, W) moments on a device
+        self.held_texts: HeldTexts | None = None
+        self.shape = tuple(self.file.metadata["shape"])
+        self.scale = self.file.metadata["scale"]
+        self.image_size = self.shape[1] * self.file.metadata["factor"]
+        self.prompts = np.zeros(0, np.int64)
+        if bank is not None:
+            ids = self.file.column("id")
+            if missing := [ids[row] for row in self.rows if ids[row] not in bank.row_of]:
+                raise VapError(
+                    bank.file.path,
+                    f"no description of {missing[0]} and {len(missing) - 1} more training images",
+                    "one an image",
+                    "caption and encode again",
+                )
+            self.prompts = np.asarray([bank.row_of[ids[row]] for row in self.rows])
+
+    def hold(self, device: torch.device) -> None:
+        """Keep all training moments and token states on `device`, so that no step copies them."""
+        self.held = torch.from_numpy(self._moments(self.rows)).to(device)
+        self.held_texts = HeldTexts(self.bank, device) if self.bank is not None else None
+
+    def held_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.inputs.values())
+
+    def _moments(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        C, H, W = self.shape
+        found = [self.file.array("moments", int(row)) for row in rows]
+        return np.stack(found).reshape(-1, 2 * C, H, W)
+
+    def examples(
+        self, rows: npt.NDArray[np.int64], generator: torch.Generator, part: slice
+    ) -> tuple[Tensor, npt.NDArray[np.int64]]:
+        """Draws from f_E's posterior, scaled."""
+        posterior_noise = torch.randn((len(rows), *self.shape), generator=generator)[part]
+        rows = rows[part]
         if self.held is None:
             moments = torch.from_numpy(self._moments(self.rows[rows]))
         else:
             moments = self.held[torch.from_numpy(rows).to(self.held.device, non_blocking=True)]
         mean, logvar = moments.chunk(2, dim=1)
         x0 = (mean + (0.5 * logvar).exp() * posterior_noise.to(mean.device, non_blocking=True)) * self.scale
+        return x0, rows
 
-        label = torch.from_numpy(self.labels[rows]).masked_fill(drop, len(self.classes))
+    def condition(self, rows: npt.NDArray[np.int64], drop: Tensor) -> Condition:
+        plain = super().condition(rows, drop)
         if self.bank is None:
-            return Batch(x0, Condition(label), t, noise)
+            return plain
         prompts = np.where(drop.numpy(), NULL_ROW, self.prompts[rows])
         if self.held_texts is None:
             texts = self.bank.collate(prompts.tolist(), self.bank.native)
         else:
             texts = self.held_texts.collate(prompts)
-        condition = Condition(label, *texts)
+        condition = Condition(plain.label, *texts)
         longest = texts[0].shape[1]
         tokens = min(-(-longest // self.text_multiple) * self.text_multiple, self.bank.max_tokens)
-        return Batch(x0, condition.padded(tokens) if tokens > longest else condition, t, noise)
+        return condition.padded(tokens) if tokens > longest else condition
 
 
 def condition_of(labels: list[int], prompts: list[int] | None, bank: TokenSource | None) -> Condition:

@@ -15,15 +15,16 @@ from torch import Tensor
 
 from vap.errors import VapError
 
-EXPLODED = 10.0  # mean squared error of the predicted noise; predicting zero gives 1
 
-
-def check_health(label: str, step: int, row: Mapping[str, float], folder: Path, scaled: bool) -> None:
+def check_health(
+    label: str, step: int, row: Mapping[str, float], folder: Path, explodes: float | None, scaled: bool
+) -> None:
     """Stop a run whose loss or gradients are no numbers, or whose loss has exploded.
 
     Args:
         row: of the log, with `loss`, `grad_norm` and, where it has parts, `denoising_loss`.
         folder: of the run's checkpoints.
+        explodes: loss beyond which a run is past saving; None for none.
         scaled: with a loss scaler a gradient that overflows is an everyday event, so it is let pass.
 
     Raises:
@@ -34,7 +35,7 @@ def check_health(label: str, step: int, row: Mapping[str, float], folder: Path, 
         found = "a loss that is not finite"
     elif not (scaled or math.isfinite(row["grad_norm"])):
         found = "gradients that are not finite"
-    elif denoising > EXPLODED:
+    elif explodes is not None and denoising > explodes:
         found = f"a denoising loss of {denoising:.3g}: it has exploded"
     else:
         return
@@ -42,7 +43,7 @@ def check_health(label: str, step: int, row: Mapping[str, float], folder: Path, 
     raise VapError(
         f"{label}, step {step}",
         found,
-        f"a number below {EXPLODED:g}",
+        "finite numbers" if explodes is None else f"a number below {explodes:g}",
         "try a smaller lr, a longer warmup_steps, grad_clip: 1.0, or precision bf16 or fp32; last good: "
         f"{good[-1] if good else 'none'}",
     )

@@ -29,9 +29,24 @@ def stage_code(verb):
     return lambda w: code(f"{verb}-{PARAMS.kind(w.method)}", method=w.method)
 
 
+def examples(wildcards):
+    """What a method learns from: images or latents, and the prompt bank where descriptions condition it."""
+    kind = PARAMS.kind(wildcards.method)
+    data = "prepared" if kind in ("images", "adversary") else "latents"
+    return [f"data/{data}/{{dataset}}.arrow", *prompts(wildcards)]
+
+
 def prompts(wildcards):
     """The prompt bank, for the methods that are conditioned on descriptions."""
     return ["data/prompts/{dataset}.arrow"] if PARAMS.kind(wildcards.method) == "prompts" else []
+
+
+def decoder(wildcards):
+    """The autoencoder, for the methods that draw latents."""
+    if PARAMS.kind(wildcards.method) in ("images", "adversary"):
+        return []
+    files = ("config.json", "diffusion_pytorch_model.safetensors")
+    return [f"data/autoencoders/{{dataset}}/{file}" for file in files]
 
 
 wildcard_constraints:

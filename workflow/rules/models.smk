@@ -1,4 +1,4 @@
-# Requires the latents, and for methods under learns_from.prompts the prompt bank.
+# Requires what learns_from says of a method: the prepared images, or the latents, and the prompt bank.
 # Makes results/models/DATASET/METHOD/ and results/samples/DATASET/METHOD-seen.arrow.
 
 
@@ -7,8 +7,7 @@ rule train:
     input:
         stage_mark("train"),
         stage_code("train"),
-        prompts,
-        "data/latents/{dataset}.arrow",
+        examples,
     output:
         "results/models/{dataset}/{method}/config.json",
         "results/models/{dataset}/{method}/model.safetensors",
@@ -34,8 +33,7 @@ rule sample:
         stage_mark("sample"),
         stage_code("sample"),
         prompts,
-        "data/autoencoders/{dataset}/config.json",
-        "data/autoencoders/{dataset}/diffusion_pytorch_model.safetensors",
+        decoder,
         "results/models/{dataset}/{method}/config.json",
         "results/models/{dataset}/{method}/model.safetensors",
     output:

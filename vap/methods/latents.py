@@ -1,0 +1,17 @@
+"""What the methods share that learn from latents, with or without descriptions."""
+
+from __future__ import annotations
+
+from vap.methods.base import ModelParams
+from vap.methods.diffusion import DiffusionMethod
+from vap.prompts.bank import PromptBank
+from vap.stages.common import bank_path, latents_path
+from vap.training.data import LatentData, TrainingData
+
+
+class LatentMethod(DiffusionMethod[ModelParams]):
+    """Latent diffusion, conditioned on the class, and with kind "prompts" on a description too."""
+
+    def data(self, dataset: str, text_multiple: int = 1) -> TrainingData:
+        bank = PromptBank(bank_path(dataset)) if self.kind == "prompts" else None
+        return LatentData(latents_path(dataset), bank, text_multiple=text_multiple)

@@ -1,0 +1,23 @@
+"""What the methods share that learn from the images themselves."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from vap.params import Section
+from vap.stages.common import prepared_path
+from vap.training.image_data import ImageData
+
+
+class PixelParams(Section):
+    """`method.NAME.model` of a method on pixels. Its samples are enlarged to prepare.image_size."""
+
+    image_size: Annotated[int, Field(ge=8)]
+
+
+def pixel_data(method: str, model: PixelParams, dataset: str) -> ImageData:
+    """The training images of a method, at its size."""
+    place = f"params.yaml: method.{method}.model.image_size"
+    return ImageData(prepared_path(dataset), model.image_size, place)

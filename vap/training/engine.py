@@ -1,0 +1,247 @@
+"""The training loop of every method: resumable at any step, the same bytes each time.
+
+What a step does is a `Learner`'s: of a diffusion method in loop.py, of an adversarial one in gan.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import signal
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from vap.errors import Stopped, VapError
+from vap.params import TrainParams
+from vap.progress import Progress
+from vap.training import checkpoint
+from vap.training.prefetch import prefetched
+from vap.training.watch import Watch, check_health
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+AGREE_EVERY = 10  # steps between the processes' agreements to stop
+
+
+class Movable(Protocol):
+    """A batch whose tensors can be moved."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Any: ...
+    def to(self, device: torch.device) -> Any: ...
+
+
+B = TypeVar("B", bound=Movable)
+
+
+class Learner(ABC, Generic[B]):
+    """The networks of a run and one step of their training. Step n is the (n + 1)-th: 0, 1, …
+
+    Attributes:
+        explodes: a mean squared error in the log beyond which a run is past saving; None for none.
+        scaled: gradients that overflow are an everyday event of a loss scaler.
+    """
+
+    explodes: float | None = None
+    scaled: bool = False
+
+    @abstractmethod
+    def batch(self, step: int, part: slice) -> B:
+        """This process's part of a step's batch: a pure function, which may run in another thread."""
+
+    @abstractmethod
+    def step(self, batch: B, step: int) -> dict[str, Tensor]:
+        """Learn from a batch.
+
+        Returns:
+            detached scalars for the log, `loss` and `grad_norm` among them; of this process.
+        """
+
+    @abstractmethod
+    def lr(self, step: int) -> float:
+        """The learning rate of a step, for the log."""
+
+    @abstractmethod
+    def parts(self) -> dict[str, dict[str, Tensor]]:
+        """All tensors that the next step needs, by file and name."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """All that the next step needs beside tensors, as JSON."""
+
+    @abstractmethod
+    def load(self, parts: Mapping[str, dict[str, Tensor]], state: Mapping[str, Any]) -> None:
+        """Take over what `parts` and `state` returned."""
+
+    @abstractmethod
+    def averaged(self) -> dict[str, Tensor]:
+        """The averaged weights of the network that draws, float32."""
+
+
+@dataclass
+class Trained:
+    ema: dict[str, Tensor]  # averaged weights, float32, on the CPU
+    log: list[dict[str, float]]  # a row every `log_every` steps
+
+
+def make_accelerator(device: str, precision: str) -> Accelerator:
+    """accelerate's view of the machine; of all processes, where several were started together."""
+    from accelerate import Accelerator
+
+    mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
+    return Accelerator(cpu=device == "cpu", mixed_precision=mixed)
+
+
+def train(
+    learner_of: Callable[[Accelerator], Learner[Any]],
+    steps: int,
+    batch_size: int,
+    shared: TrainParams,
+    folder: Path,
+    *,
+    seed: int,
+    device: str = "auto",
+    label: str = "train",
+    watch: Watch | None = None,
+) -> Trained:
+    """Train one method.
+
+    Args:
+        learner_of: called once, right after the seed is set.
+        batch_size: images a step, of all processes together.
+        shared: section `train` of params.yaml.
+        folder: where checkpoints are kept; an interrupted run goes on from the newest. A checkpoint holds
+            the learner's tensors and state, the log and the step. Learning rate, draws and data order are
+            functions of the step, so nothing else is needed.
+        seed: of the initial weights.
+        watch: gets every row of the log, and the averaged weights for previews.
+
+    Raises:
+        VapError: a logged number is no longer finite, or the loss has exploded.
+        Stopped: SIGTERM came; the next run goes on from here.
+    """
+    accelerator = make_accelerator(device, shared.precision)
+    part = _share(accelerator, batch_size)
+    torch.manual_seed(seed)
+    learner = learner_of(accelerator)
+    done, log = 0, []
+    if (found := checkpoint.load_newest(folder)) is not None:
+        parts, state = found
+        learner.load(parts, state)
+        done, log = state["step"], state["log"]
+
+    def save() -> None:
+        checkpoint.save(folder, done, learner.parts(), {"log": log, **learner.state()})
+
+    def mean(values: dict[str, Tensor]) -> dict[str, float]:
+        """The means over the processes."""
+        stacked = torch.stack([v.float().to(accelerator.device) for v in values.values()])
+        means = accelerator.reduce(stacked, "mean")
+        return dict(zip(values, means.tolist(), strict=True))
+
+    stop = _SigtermFlag(accelerator)
+    batches = _batches(learner, part, done, steps, accelerator.device)
+    info = ""
+    first = accelerator.is_main_process
+    with stop, contextlib.closing(batches), Progress(label, steps, "step") as progress:
+        if done:
+            progress.skip(done)
+        if watch is not None and first:
+            watch.begin(done)
+        while done < steps:
+            lr = learner.lr(done)
+            values = learner.step(next(batches).to(accelerator.device), done)
+            done += 1
+            saving = done < steps and (done % shared.checkpoint_every == 0 or stop.agreed(done))
+            logging = done % shared.log_every == 0 or done == steps
+            if saving or logging:
+                row = mean(values)
+                check_health(label, done, row, folder, learner.explodes, learner.scaled)
+                if logging:
+                    log.append({"step": done, "lr": lr, **row})
+                    if watch is not None and first:
+                        info = watch.saw(log[-1], batch_size)
+            progress.advance(1, info)
+            if watch is not None and first and watch.wants_preview(done):
+                watch.preview(done, learner.averaged())
+            if saving:
+                if first:
+                    save()
+                if stop.agreed(done):
+                    raise Stopped(f"{label}: stopped at step {done}; the next run goes on from there")
+    return Trained({name: value.cpu() for name, value in learner.averaged().items()}, log)
+
+
+def _share(accelerator: Accelerator, batch_size: int) -> slice:
+    """This process's part of a batch."""
+    per_process, rest = divmod(batch_size, accelerator.num_processes)
+    if rest:
+        raise VapError(
+            "params.yaml: train.batch_size",
+            str(batch_size),
+            f"a multiple of the {accelerator.num_processes} processes",
+            "change one of the two",
+        )
+    rank = accelerator.process_index
+    return slice(rank * per_process, (rank + 1) * per_process)
+
+
+def _batches(
+    learner: Learner[B], part: slice, start: int, stop: int, device: torch.device
+) -> Generator[B, None, None]:
+    """The batches of all steps; for a GPU made ahead, in memory that it can copy from by itself."""
+
+    def pinned(step: int) -> B:
+        torch.cuda.set_device(device)  # a thread begins with the first GPU
+        moved: B = learner.batch(step, part).map(
+            lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory()
+        )
+        return moved
+
+    if device.type == "cuda":
+        yield from prefetched(pinned, start, stop)
+    else:
+        for step in range(start, stop):
+            yield learner.batch(step, part)
+
+
+class _SigtermFlag:
+    """Remembers SIGTERM while it is active, instead of dying in the middle of a step."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator, self._raised, self._agreed = accelerator, False, False
+
+    def agreed(self, step: int) -> bool:
+        """Whether to stop after `step`, the same answer in every process."""
+        several = self._accelerator.num_processes > 1
+        if several and step % AGREE_EVERY == 0 and not self._agreed:
+            flag = torch.tensor(float(self._raised), device=self._accelerator.device)
+            self._agreed = bool(self._accelerator.reduce(flag, "sum").item())
+        return self._agreed if several else self._raised
+
+    def __enter__(self) -> None:
+        def remember(*_: object) -> None:
+            print("SIGTERM: saving the state", file=sys.stderr)
+            self._raised = True
+
+        self._old = signal.signal(signal.SIGTERM, remember)
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self._old)
+
+
+def write_log(path: Path, log: list[dict[str, float]]) -> None:
+    """The training curves as CSV, one row every `log_every` steps."""
+    columns = list(dict.fromkeys(key for row in log for key in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: json.dumps(value) for key, value in row.items()} for row in log)
