@@ -16,6 +16,7 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/captions.smk"
 include: "workflow/rules/models.smk"
 include: "workflow/rules/results.smk"
+include: "workflow/rules/ablation.smk"
 include: "workflow/rules/downstream.smk"
 
 

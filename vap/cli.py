@@ -32,7 +32,8 @@ Method = Annotated[str, typer.Argument(help="A name under `methods` of params.ya
 Condition = Annotated[
     str,
     typer.Argument(
-        help="Whose descriptions: seen (training), unseen (test), unseen-DATASET (another dataset's), or "
+        help="Whose descriptions: seen (training), unseen (test), unseen-DATASET (another dataset's), other "
+        "(of ablation.other), shuffled (attributes exchanged within the class), or "
         "texts-NAME (data/texts/NAME.txt, class<TAB>sentence a line)."
     ),
 ]
@@ -44,7 +45,7 @@ def _params(dataset: str | None = None, method: str | None = None) -> Params:
     params = load()
     for kind, name, known in (
         ("dataset", dataset, params.dataset),
-        ("method", method, params.methods),
+        ("method", method, [*params.methods, *params.ablation.without]),
     ):
         if name is not None and name not in known:
             raise VapError(
@@ -144,6 +145,14 @@ def classify(
 def table() -> None:
     """Write Table 1 from the metrics."""
     from vap.stages.table import run
+
+    run(_params())
+
+
+@app.command()
+def table2() -> None:
+    """Write Table 2 from the metrics."""
+    from vap.stages.table2 import run
 
     run(_params())
 

@@ -336,6 +336,25 @@ class DownstreamParams(Section):
         return self
 
 
+class AblationParams(Section):
+    """Table 2."""
+
+    full: Name
+    plain: Name
+    without: list[Name]
+    methods: list[Name]
+    conditions: list[Literal["unseen", "shuffled", "other"]]
+    other: dict[Name, Name]
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> AblationParams:
+        if odd := [name for name in self.without if "_without_" not in name]:
+            raise ValueError(f"'without' names {odd[0]!r}; an ablation is named METHOD_without_PART")
+        if self.methods != [self.full, *self.without]:
+            raise ValueError(f"'methods' must be 'full' and 'without' together: {[self.full, *self.without]}")
+        return self
+
+
 class FigureParams(Section):
     columns: PositiveInt
     zoom: PositiveInt
@@ -367,6 +386,7 @@ class Params(Section):
     sample: SampleParams
     evaluate: EvaluateParams
     downstream: DownstreamParams
+    ablation: AblationParams
     figure: FigureParams
     compute: ComputeParams
 
@@ -380,6 +400,11 @@ class Params(Section):
                 raise ValueError(f"{kind} names one twice: {names}")
             if unknown := [name for name in names if name not in known]:
                 raise ValueError(f"{kind} names {unknown[0]!r}, which has no entry under {kind[:-1]}")
+        if odd := [name for name in self.methods if "_without_" in name]:
+            raise ValueError(f"methods names {odd[0]!r}, an ablation: its place is ablation.without")
+        for name in self.ablation.without:
+            if name not in self.method:
+                raise ValueError(f"ablation.without names {name!r}, which has no entry under method")
         items = [f"{dataset}-{method}" for dataset in self.datasets for method in self.methods]
         if clash := sorted({item for item in items if items.count(item) > 1}):
             raise ValueError(f"two stages would both be named {clash[0]!r}: rename a dataset or a method")
@@ -404,6 +429,8 @@ class Params(Section):
 
     def kind(self, method: str) -> Kind:
         """What `method` is trained on."""
+        if method in self.ablation.without:
+            return "prompts"
         return next(kind for kind, names in self.learns_from.items() if method in names)
 
 

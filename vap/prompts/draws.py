@@ -3,6 +3,8 @@
     seen             the training descriptions of the class
     unseen           the descriptions of the test images of the class
     unseen-DATASET   another dataset's training descriptions, classes matched by name
+    other            those of ablation.other, and for a class that it lacks those of all its classes
+    shuffled         the training descriptions of the class, their attributes exchanged (vap.prompts.shuffled)
     texts-NAME       the sentences of data/texts/NAME.txt
 
 A condition is spelled so in the command, in file names and in every record.
@@ -24,10 +26,11 @@ from vap.errors import VapError
 from vap.prompts.bank import PromptBank, TokenSource
 from vap.prompts.encoders import TextEncoder, load_encoder
 from vap.prompts.places import locate
+from vap.prompts.shuffled import ShuffledDraws
 from vap.prompts.states import store, unpack
 from vap.stages.common import bank_path
 
-CONDITIONS = "seen, unseen, unseen-DATASET or texts-NAME"
+CONDITIONS = "seen, unseen, unseen-DATASET, other, shuffled or texts-NAME"
 SPLIT = {"seen": "train", "unseen": "test"}  # condition to the split whose descriptions are drawn
 
 
@@ -46,23 +49,27 @@ class Draws(TokenSource, Protocol):
 
 
 def parse_condition(condition: str) -> tuple[str, str | None]:
-    """("seen" | "unseen" | "texts", the name behind the dash if there is one).
+    """("seen" | "unseen" | "other" | "shuffled" | "texts", the name behind the dash if there is one).
 
     Raises:
         VapError: it is none of the conditions.
     """
-    found = re.fullmatch(r"(seen|unseen)|(unseen|texts)-([A-Za-z0-9][A-Za-z0-9_-]*)", condition)
+    spelled = r"(seen|unseen|other|shuffled)|(unseen|texts)-([A-Za-z0-9][A-Za-z0-9_-]*)"
+    found = re.fullmatch(spelled, condition)
     if not found:
         raise VapError("condition", repr(condition), CONDITIONS, "name one of these")
     return found[1] or found[2], found[3]
 
 
-def draws_of(condition: str, bank: PromptBank, classes: Sequence[str], device: Any = "cpu") -> Draws:
+def draws_of(
+    condition: str, bank: PromptBank, classes: Sequence[str], device: Any = "cpu", other: str | None = None
+) -> Draws:
     """The source of a condition, checked for all classes.
 
     Args:
         bank: of the dataset that the model was trained on.
         classes: of that dataset.
+        other: the dataset of the condition "other".
 
     Raises:
         VapError: a class has no description there, or the source's encoder is not the bank's.
@@ -71,6 +78,17 @@ def draws_of(condition: str, bank: PromptBank, classes: Sequence[str], device: A
     if kind == "texts":
         path = Path("data/texts") / f"{name}.txt"
         return SentenceDraws(read_sentences(path, classes), bank, device, path)
+    if kind == "shuffled":
+        return ShuffledDraws(bank, encoder_of(bank, device))
+    if kind == "other":
+        if other is None:
+            raise VapError(
+                "params.yaml: ablation.other",
+                "no entry for this dataset",
+                "the dataset whose descriptions are taken",
+                "add one",
+            )
+        return from_bank(PromptBank(bank_path(other)), bank, classes, lenient=True)
     if name is None:
         return BankDraws(bank, SPLIT[kind])
     return from_bank(PromptBank(bank_path(name)), bank, classes)
@@ -83,8 +101,11 @@ class BankDraws:
     bank: PromptBank
     split: str
     inputs: dict[str, Path] = field(default_factory=dict)
+    instead: dict[str, list[str]] = field(default_factory=dict)  # of a class that the bank lacks: some it has
 
     def draw(self, label: str, rng: np.random.Generator) -> int:
+        if label in self.instead:
+            label = self.instead[label][rng.integers(len(self.instead[label]))]
         return self.bank.draw(label, rng, self.split)
 
     def text(self, row: int) -> str:
@@ -94,8 +115,13 @@ class BankDraws:
         return self.bank.collate(rows)
 
 
-def from_bank(other: PromptBank, bank: PromptBank, classes: Sequence[str]) -> BankDraws:
+def from_bank(
+    other: PromptBank, bank: PromptBank, classes: Sequence[str], lenient: bool = False
+) -> BankDraws:
     """The training descriptions of another dataset's bank.
+
+    Args:
+        lenient: a class that it lacks takes those of all its classes, each equally likely.
 
     Raises:
         VapError: it lacks a class, or was made by another encoder or with longer texts than `bank`.
@@ -109,7 +135,11 @@ def from_bank(other: PromptBank, bank: PromptBank, classes: Sequence[str]) -> Ba
             "encode both datasets with one encode.max_tokens",
         )
     there = {label for label in other.metadata["classes"] if other.has(label)}
-    if missing := [label for label in classes if label not in there]:
+    missing = [label for label in classes if label not in there]
+    if lenient and there:
+        instead = {label: sorted(there) for label in missing}
+        return BankDraws(other, "train", {"prompts_from": other.file.path}, instead)
+    if missing:
         raise VapError(
             other.file.path,
             f"no training description of class {missing[0]!r}; it has {', '.join(sorted(there))}",

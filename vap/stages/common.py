@@ -46,16 +46,31 @@ def training_log_path(dataset: str, method: str) -> Path:
     return Path("logs/train") / f"{dataset}-{method}"
 
 
+def is_ablation(method: str, condition: str) -> bool:
+    """Whether samples are of Table 2 alone: under other conditions, or of a method named X_without_Y.
+
+    They stand in results/ablation/: Table 1 and the figures depend on all of their folders.
+    """
+    return condition != "seen" or "_without_" in method
+
+
 def samples_path(dataset: str, method: str, condition: str) -> Path:
-    return Path("results/samples") / dataset / f"{method}-{condition}.arrow"
+    folder = "ablation" if is_ablation(method, condition) else "samples"
+    return Path("results") / folder / dataset / f"{method}-{condition}.arrow"
 
 
 def preview_path(dataset: str, method: str, condition: str) -> Path:
-    return Path("results/samples") / dataset / f"{method}-{condition}.png"
+    return samples_path(dataset, method, condition).with_suffix(".png")
 
 
 def metrics_path(dataset: str, method: str, condition: str) -> Path:
-    return Path("results/metrics") / dataset / f"{method}-{condition}.json"
+    folder = "ablation" if is_ablation(method, condition) else "metrics"
+    return Path("results") / folder / dataset / f"{method}-{condition}.json"
+
+
+def floor_path(dataset: str) -> Path:
+    """The metrics of real images against real images."""
+    return Path("results/metrics") / dataset / "real.json"
 
 
 def set_up_torch(compute: ComputeParams) -> torch.device:

@@ -16,7 +16,7 @@ from torch import Tensor
 from vap.artifacts import ArrowFile, provenance, rank_and_world, write_json
 from vap.metrics.features import joined
 from vap.params import Params
-from vap.stages.common import metrics_path, prepared_path, set_up_torch
+from vap.stages.common import floor_path, prepared_path, set_up_torch
 from vap.stages.evaluate import (
     LIBRARIES,
     SPLITS,
@@ -40,7 +40,7 @@ def run(params: Params, dataset: str) -> Path:
     Raises:
         VapError: the dataset is absent or foreign, an image is damaged, or a metric is not a number.
     """
-    path = metrics_path(dataset, "", "").with_name("real.json")
+    path = floor_path(dataset)
     if rank_and_world()[0]:
         return path
     device = set_up_torch(params.compute)

@@ -29,3 +29,19 @@ TABLE1: dict[tuple[str, str], tuple[float, float, float, float]] = {
     ("colonoscopy", "uvit"): (46.265, 4.779, 0.395, 0.492),
     ("colonoscopy", "vap"): (32.147, 4.812, 0.405, 0.612),
 }
+
+# Table 2, unseen descriptions: dataset, row to (FID, recall)
+TABLE2: dict[tuple[str, str], tuple[float, float]] = {
+    ("isic2018", "full"): (26.767, 0.609),
+    ("isic2018", "plain"): (52.760, 0.275),
+    ("isic2018", "without_pcm"): (28.821, 0.582),
+    ("isic2019", "full"): (30.357, 0.361),
+    ("isic2019", "plain"): (43.292, 0.304),
+    ("isic2019", "without_pcm"): (31.931, 0.338),
+    ("chestxray14", "full"): (44.318, 0.509),
+    ("chestxray14", "plain"): (56.204, 0.455),
+    ("chestxray14", "without_pcm"): (46.335, 0.485),
+    ("colonoscopy", "full"): (32.303, 0.519),
+    ("colonoscopy", "plain"): (46.265, 0.492),
+    ("colonoscopy", "without_pcm"): (37.261, 0.501),
+}

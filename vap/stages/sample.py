@@ -146,7 +146,7 @@ def plan_labels(counts: list[int], n: int, how: str, seed: int, kind: Kind = "la
 
 
 def run(params: Params, dataset: str, method: str, condition: str) -> Path:
-    """Write results/samples/{dataset}/{method}-{condition}.arrow and its preview .png.
+    """Write {method}-{condition}.arrow and its preview .png (places: vap.stages.common.samples_path).
 
     Args:
         condition: where the descriptions come from (vap.prompts.draws).
@@ -167,7 +167,8 @@ def run(params: Params, dataset: str, method: str, condition: str) -> Path:
     if generator.method.kind == "prompts":
         inputs["prompts"] = bank_path(dataset)
         bank = PromptBank(bank_path(dataset))
-        draws = draws_of(condition, bank, generator.classes, device)
+        others = params.ablation.other
+        draws = draws_of(condition, bank, generator.classes, device, others.get(dataset))
         inputs |= draws.inputs
     record = provenance(
         "sample",

@@ -5,97 +5,196 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vap.artifacts import atomic
 from vap.errors import VapError
 from vap.params import Params
-from vap.stages.common import metrics_path
+from vap.stages.common import floor_path, metrics_path
 from vap.stages.paper import TABLE1
 
 TABLE = Path("results/tables/table1.csv")
 PAPER_COLUMNS = ("paper_fid", "paper_is", "paper_precision", "paper_recall")
-COLUMNS = (
-    "dataset",
-    "method",
-    "features",
-    "reference",
-    "n",
-    "n_reference",
-    "seeds",
+NUMBERS = (
     "fid",
+    "fid_low",
+    "fid_high",
     "isc_mean",
     "isc_std",
     "precision",
     "recall",
+    "precision_low",
+    "precision_high",
+    "recall_low",
+    "recall_high",
+    "density",
+    "coverage",
+    "kid_mean",
+    "kid_std",
+    "prd_f8",
+    "prd_f1_8",
+    "fid_train",
+    "fid_test",
+)
+COLUMNS = (
+    "dataset",
+    "method",
+    "features",
+    "prc_features",
+    "reference",
+    "n",
+    "n_reference",
+    "seeds",
+    *NUMBERS,
+    "floor_fid",
+    "floor_n",
     *PAPER_COLUMNS,
 )
+NO_VALUE = "–"  # of a metric that the settings leave out
+
+Row = dict[str, Any]
 
 
 def run(params: Params) -> Path:
     """Write results/tables/table1.csv and .md, a row per dataset and method in params.yaml's order.
 
     `fid` is the Fréchet distance in the features that the row names; only with features `inception` is
-    it the FID of the literature. The paper's values stand beside the rows of its own datasets.
+    it the FID of the literature. `floor_fid` is the distance between two draws of `floor_n` real images. The
+    paper's values stand beside the rows of its own datasets.
 
     Raises:
         VapError: a metric file is absent or of another run.
     """
-    rows = [_row(params, dataset, method) for dataset in params.datasets for method in params.methods]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    with atomic(TABLE) as part:
-        part.write_text(text.getvalue(), encoding="utf-8")
-    with atomic(TABLE.with_suffix(".md")) as part:
-        part.write_text(_markdown(rows), encoding="utf-8")
+    floors = {dataset: floor_of(dataset) for dataset in params.datasets}
+    rows = []
+    for dataset in params.datasets:
+        for method in params.methods:
+            row = row_of(dataset, method, "seen") | floors[dataset]
+            paper: Sequence[float | str] = TABLE1.get((dataset, method), ("",) * 4)
+            row |= {name: number(value) for name, value in zip(PAPER_COLUMNS, paper, strict=True)}
+            rows.append(row)
+    write(TABLE, COLUMNS, rows, _markdown(rows))
     return TABLE
 
 
-def _row(params: Params, dataset: str, method: str) -> dict[str, Any]:
-    path = metrics_path(dataset, method, "seen")
+# ── what the tables share ───────────────────────────────────────────────────────────────────────────
+
+
+def row_of(dataset: str, method: str, condition: str) -> Row:
+    """The numbers of one set of samples, as text.
+
+    Raises:
+        VapError: the metrics are absent, or no metrics.
+    """
+    path = metrics_path(dataset, method, condition)
+    metrics = read(path)
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
         row = {name: metrics[name] for name in COLUMNS if name in metrics}
         row["seeds"] = metrics["seed"]
-    except FileNotFoundError:
-        raise VapError(path, "no such file", "the metrics", "run the evaluate stage") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise VapError(
-            path, f"no metrics ({error!r})", "the evaluate stage's JSON", "evaluate again"
-        ) from None
-    for name in ("fid", "isc_mean", "isc_std", "precision", "recall"):
-        row[name] = f"{row[name]:.3f}"
-    paper = TABLE1.get((dataset, method))
-    row |= dict.fromkeys(PAPER_COLUMNS, "")
-    if paper:
-        row |= {name: f"{value:.3f}" for name, value in zip(PAPER_COLUMNS, paper, strict=True)}
+        row |= {name: number(metrics[name], 4 if "kid" in name else 3) for name in NUMBERS}
+    except (KeyError, TypeError, ValueError) as error:
+        raise _foreign(path, error) from None
     return row
 
 
-def _markdown(rows: list[dict[str, Any]]) -> str:
+def floor_of(dataset: str) -> Row:
+    """The distance of real images to other real images: two halves, or train and test of a small dataset."""
+    path = floor_path(dataset)
+    metrics = read(path)
+    try:
+        part = metrics["train_halves"] or metrics["train_test"]
+        if part is None:
+            return {"floor_fid": NO_VALUE, "floor_n": NO_VALUE}
+        return {"floor_fid": number(part["fid"]), "floor_n": str(part["n"])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise _foreign(path, error) from None
+
+
+def read(path: Path) -> Mapping[str, Any]:
+    """A stage's JSON.
+
+    Raises:
+        VapError: it is absent, or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    except FileNotFoundError:
+        raise VapError(path, "no such file", "the metrics", "run the stage that makes it") from None
+    except ValueError as error:
+        raise _foreign(path, error) from None
+
+
+def _foreign(path: Path, error: Exception) -> VapError:
+    return VapError(path, f"no metrics ({error!r})", "the evaluate stage's JSON", "evaluate again")
+
+
+def number(value: float | str | None, digits: int = 3) -> str:
+    """A number as it is printed; "–" for none."""
+    if value is None:
+        return NO_VALUE
+    return value if isinstance(value, str) else f"{value:.{digits}f}"
+
+
+def write(path: Path, columns: Sequence[str], rows: Sequence[Row], markdown: str) -> None:
+    """The CSV, and the Markdown beside it."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with atomic(path) as part:
+        part.write_text(text.getvalue(), encoding="utf-8")
+    with atomic(path.with_suffix(".md")) as part:
+        part.write_text(markdown, encoding="utf-8")
+
+
+def lines_of(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table's lines in Markdown."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in [head, *rows]]
+    return [lines[0], "|" + "---|" * len(head), *lines[1:]]
+
+
+def distance_name(rows: Sequence[Row]) -> str:
+    """FID only where the features are Inception's."""
+    features = sorted({row["features"] for row in rows})
+    return "FID" if features == ["inception"] else f"FD ({', '.join(features)})"
+
+
+def interval(row: Row, name: str) -> str:
+    """A number with its 95 % interval, where it has one."""
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return row[name] if NO_VALUE in (low, high) else f"{row[name]} [{low}, {high}]"  # type: ignore[no-any-return]
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What a reader must know of the numbers."""
     features = sorted({row["features"] for row in rows})
     references = sorted({row["reference"] for row in rows})
-    fid = "FID" if features == ["inception"] else f"FD ({', '.join(features)})"
-    with_paper = any(row["paper_fid"] for row in rows)
-    head = ["Dataset", "Method", f"{fid} ↓", "IS ↑", "Precision ↑", "Recall ↑", "n", "Seeds"]
-    head += ["Paper: FID", "IS", "Precision", "Recall"] if with_paper else []
-    lines = ["# Table 1: image synthesis", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in rows:
-        cells = [row["dataset"], row["method"], row["fid"]]
-        cells += [f"{row['isc_mean']} ± {row['isc_std']}", row["precision"], row["recall"]]
-        cells += [f"{row['n']} / {row['n_reference']}", str(row["seeds"])]
-        cells += [row[name] or "–" for name in PAPER_COLUMNS] if with_paper else []
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        f"Features: {', '.join(features)}; reference: {', '.join(references)} split; n: samples / real.",
+    lines = [
+        f"Features: {', '.join(features)}; reference: {', '.join(references)} split; n: samples / real. In"
+        " brackets the 95 % interval (docs/metrics.md)."
     ]
     if features != ["inception"]:
         lines.append(
             "The distance, IS, precision and recall are measured in these features, not in Inception's:"
             " they compare the rows of this table, and none with a published FID."
         )
+    return lines
+
+
+def _markdown(rows: Sequence[Row]) -> str:
+    with_paper = any(row["paper_fid"] for row in rows)
+    head = ["Dataset", "Method", f"{distance_name(rows)} ↓", "IS ↑", "Precision ↑", "Recall ↑", "Density ↑"]
+    head += ["Coverage ↑", "n", "Seeds", "Real against real"]
+    head += ["Paper: FID", "IS", "Precision", "Recall"] if with_paper else []
+    body = []
+    for row in rows:
+        score = NO_VALUE if row["isc_mean"] == NO_VALUE else f"{row['isc_mean']} ± {row['isc_std']}"
+        cells = [row["dataset"], row["method"], interval(row, "fid"), score, row["precision"], row["recall"]]
+        cells += [row["density"], row["coverage"], f"{row['n']} / {row['n_reference']}", str(row["seeds"])]
+        cells.append(f"{row['floor_fid']} (n = {row['floor_n']})")
+        cells += [row[name] or NO_VALUE for name in PAPER_COLUMNS] if with_paper else []
+        body.append(cells)
+    lines = ["# Table 1: image synthesis", "", *lines_of(head, body), "", *notes(rows)]
     return "\n".join(lines) + "\n"

@@ -18,7 +18,12 @@ def params_of(*keys):
 
 def stage_of(verb):
     """DVC's name of a method's stage: what the method learns from decides its inputs."""
-    return lambda w: f"{verb}-{PARAMS.kind(w.method)}@{w.dataset}-{w.method}"
+    return lambda w: f"{verb}-{family(w.method)}@{w.dataset}-{w.method}"
+
+
+def family(method):
+    """What a method learns from; of one that lacks a part, that it is an ablation."""
+    return "ablation" if method in config["ablation"]["without"] else PARAMS.kind(method)
 
 
 def stage_mark(verb):
@@ -26,7 +31,7 @@ def stage_mark(verb):
 
 
 def stage_code(verb):
-    return lambda w: code(f"{verb}-{PARAMS.kind(w.method)}", method=w.method)
+    return lambda w: code(f"{verb}-{family(w.method)}", method=w.method)
 
 
 def examples(wildcards):
@@ -51,4 +56,4 @@ def decoder(wildcards):
 
 wildcard_constraints:
     dataset="|".join(config["datasets"]),
-    method="|".join(config["methods"]),
+    method="|".join([*config["methods"], *config["ablation"]["without"]]),

@@ -1,0 +1,132 @@
+# Requires trained methods and the prompt banks. Makes results/ablation/ and Table 2.
+ABLATION = config["ablation"]
+
+
+def unseen(name):
+    """DVC's name of an ablation's stage: what a method draws under a condition, or a method that lacks a part."""
+    return lambda w: (
+        f"{name}-ablation@{w.dataset}-{w.method}"
+        if w.condition == "seen"
+        else f"{name}-unseen@{w.dataset}-{w.method}-{w.condition}"
+    )
+
+
+def unseen_code(name):
+    def files(w):
+        if w.condition == "seen":
+            return code(f"{name}-ablation", method=w.method)
+        return code(f"{name}-unseen", method=w.method)
+
+    return files
+
+
+def banks(wildcards):
+    """The own bank, or under a condition all of them: descriptions may come from another dataset."""
+    if wildcards.condition == "seen":
+        return ["data/prompts/{dataset}.arrow"]
+    return [f"data/prompts/{dataset}.arrow" for dataset in config["datasets"]]
+
+
+def unseen_settings(wildcards):
+    keys = ["seed", "sample", f"method.{wildcards.method}.sample"]
+    if wildcards.condition != "seen":
+        keys.append("ablation.other")
+    return pipeline.settings(config, *keys)
+
+
+rule sample_ablation:
+    """Images of Table 2 alone."""
+    input:
+        lambda w: MARKS / unseen("sample")(w),
+        unseen_code("sample"),
+        banks,
+        decoder,
+        "results/models/{dataset}/{method}/config.json",
+        "results/models/{dataset}/{method}/model.safetensors",
+    output:
+        "results/ablation/{dataset}/{method}-{condition}.arrow",
+        "results/ablation/{dataset}/{method}-{condition}.png",
+    log:
+        "logs/sample/{dataset}-{method}-{condition}.log",
+    wildcard_constraints:
+        method="|".join(ABLATION["methods"]),
+        condition="|".join(["seen", *ABLATION["conditions"]]),
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=4000,
+    params:
+        settings=unseen_settings,
+        stage=unseen("sample"),
+    message:
+        "Sampling {wildcards.method} on {wildcards.dataset}: {wildcards.condition}"
+    shell:
+        "dvc --wait-for-lock repro --single-item {params.stage} 2>&1 | tee {log}"
+
+
+rule evaluate_ablation:
+    """The metrics of Table 2 alone."""
+    input:
+        lambda w: MARKS / unseen("evaluate")(w),
+        unseen_code("evaluate"),
+        "data/prepared/{dataset}.arrow",
+        "results/ablation/{dataset}/{method}-{condition}.arrow",
+    output:
+        "results/ablation/{dataset}/{method}-{condition}.json",
+    log:
+        "logs/evaluate/{dataset}-{method}-{condition}.log",
+    wildcard_constraints:
+        method="|".join(ABLATION["methods"]),
+        condition="|".join(["seen", *ABLATION["conditions"]]),
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=4000,
+    params:
+        settings=params_of("seed", "evaluate"),
+        stage=unseen("evaluate"),
+    message:
+        "Measuring {wildcards.method} on {wildcards.dataset}: {wildcards.condition}"
+    shell:
+        "dvc --wait-for-lock repro --single-item {params.stage} 2>&1 | tee {log}"
+
+
+rule table2:
+    """The paper's Table 2."""
+    input:
+        MARKS / "table2",
+        code("table2"),
+        expand(
+            "results/metrics/{dataset}/{method}-seen.json",
+            dataset=config["datasets"],
+            method=config["methods"],
+        ),
+        expand("results/metrics/{dataset}/real.json", dataset=config["datasets"]),
+        expand(
+            "results/ablation/{dataset}/{method}-seen.{suffix}",
+            dataset=config["datasets"],
+            method=ABLATION["without"],
+            suffix=["arrow", "json", "png"],
+        ),
+        expand(
+            "results/ablation/{dataset}/{method}-{condition}.{suffix}",
+            dataset=config["datasets"],
+            method=ABLATION["methods"],
+            condition=ABLATION["conditions"],
+            suffix=["arrow", "json", "png"],
+        ),
+    output:
+        report("results/tables/table2.csv", caption="../report/table2.rst", category="Tables"),
+        "results/tables/table2.md",
+    log:
+        "logs/table2.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=500,
+    params:
+        settings=params_of("datasets", "ablation"),
+    message:
+        "Writing Table 2"
+    shell:
+        "dvc --wait-for-lock repro --single-item table2 2>&1 | tee {log}"
