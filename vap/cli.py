@@ -217,6 +217,21 @@ def export(
     print(target)
 
 
+@app.command()
+def explain(
+    table: Annotated[Path, typer.Argument(help="results/tables/table1.csv, table2.csv or table3.csv.")],
+    row: Annotated[
+        str, typer.Argument(help="1 is below the header; or leading cells, as phantom-isic2018,vap.")
+    ],
+    column: Annotated[str, typer.Argument(help="A name in the table's header.")],
+    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
+) -> None:
+    """Show the whole chain behind one number of a table, down to the raw files."""
+    from vap.explain_tree import run
+
+    run(table, row, column, as_json)
+
+
 @bank.command("show")
 def bank_show(
     dataset: Dataset,

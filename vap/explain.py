@@ -21,7 +21,7 @@ from vap.closure import code_hash, module_file
 from vap.downstream.places import REAL_ALONE, label_of, scores_path
 from vap.errors import VapError
 from vap.explain_lock import Lock
-from vap.stages.common import latents_path, metrics_path
+from vap.stages.common import floor_path, latents_path, metrics_path
 
 # table to its number, the columns that name a row, and where the paper's printed numbers are kept
 TABLES: dict[str, tuple[int, tuple[str, ...], str]] = {
@@ -31,6 +31,8 @@ TABLES: dict[str, tuple[int, tuple[str, ...], str]] = {
 }
 KEYS = {"seeds": "seed", "images": "source"}  # column to the JSON's key, where they differ
 PAPER = "paper_"
+FLOOR = "floor_"  # of real images against real images, from the floor stage's JSON
+NO_DESCRIPTION = "none"  # Table 2's condition of a method that takes none: its samples are `seen`
 EMPTY = ("", "–", "/")  # a cell without a number
 RECORD = {"stage": str, "item": list, "params": dict, "inputs": dict, "code": str, "libraries": dict}
 # stage to what of its params names a model, by dotted key
@@ -55,7 +57,8 @@ def explain(table: Path, row: str, column: str) -> Found:
     Args:
         table: table1.csv, table2.csv or table3.csv, wherever it lies; all other paths are of the project,
             which is the working folder.
-        row: its number, 1 below the header; or its leading cells, joined by commas.
+        row: its number, 1 below the header; or its leading cells, or the first of those that name it
+            (TABLES), joined by commas.
         column: a name in the header.
 
     Raises:
@@ -77,17 +80,20 @@ def explain(table: Path, row: str, column: str) -> Found:
     if column.startswith(PAPER):
         return found | {"paper": {"table": number, "file": printed}}
     path, own = _scores(number, cells)
+    if column.startswith(FLOOR):
+        path, own = floor_path(cells["dataset"]), {"dataset": cells["dataset"]}
     data = _json(path)
     if foreign := [name for name, value in own.items() if str(data.get(name)) != value]:
         what = f"{foreign[0]} {data.get(foreign[0])}"
         raise VapError(path, what, f"{own[foreign[0]]}, as in {table}", "run its stage again")
-    key = KEYS.get(column, column)
+    key, value = _value(data, column)
+    state = _agrees(cells[column], column, value) if key else None
     found["from"] = {
         "path": str(path),
         "sha256": file_sha256(path),
-        "key": key if key in data else None,
-        "value": data.get(key),
-        "state": _agrees(cells[column], column, data[key]) if key in data else None,
+        "key": key,
+        "value": value,
+        "state": state,
     }
     return found | {"records": _records(path)}
 
@@ -118,7 +124,12 @@ def _row(table: Path, row: str) -> tuple[int, dict[str, str]]:
             raise VapError(table, f"no row {row}", f"1 to {len(rows)}", "name one; 1 is below the header")
         return int(row), rows[int(row) - 1]
     wanted = [cell.strip() for cell in row.split(",")]
-    hits = [i for i, cells in enumerate(rows) if list(cells.values())[: len(wanted)] == wanted]
+    names = _table(table)[1]
+    hits = []
+    for i, cells in enumerate(rows):
+        naming = [cells.get(name) for name in names]
+        if wanted in (list(cells.values())[: len(wanted)], naming[: len(wanted)]):
+            hits.append(i)
     if len(hits) != 1:
         what = f"{len(hits) or 'no'} row{'s' * (len(hits) != 1)} beginning with {','.join(wanted)}"
         if hits:
@@ -137,7 +148,21 @@ def _scores(number: int, cells: Mapping[str, str]) -> tuple[Path, dict[str, str]
         return scores_path(own["dataset"], own["classifier"], own["ratio"], own["source"]), own
     own = {name: cells[name] for name in ("dataset", "method")}
     own["condition"] = cells["condition"] if number == 2 else "seen"
+    if own["condition"] == NO_DESCRIPTION:
+        own["condition"] = "seen"
     return metrics_path(own["dataset"], own["method"], own["condition"]), own
+
+
+def _value(data: Found, column: str) -> tuple[str | None, Any]:
+    """(key, value) of the JSON that a column prints; no key where the table stage works it out."""
+    if not column.startswith(FLOOR):
+        key = KEYS.get(column, column)
+        return (key, data[key]) if key in data else (None, None)
+    for part in ("train_halves", "train_test"):  # the second of a small dataset
+        if isinstance(data.get(part), dict):
+            key = column.removeprefix(FLOOR)
+            return f"{part}.{key}", data[part].get(key)
+    return "train_halves", None
 
 
 def _agrees(cell: str, column: str, value: Any) -> str | None:
@@ -161,7 +186,8 @@ def _agrees(cell: str, column: str, value: Any) -> str | None:
 def _records(first: Path) -> dict[str, Found]:
     """File that holds a record to the record and the state of what it read, from `first` upstream."""
     hashes: dict[Path, str] = {}
-    lock, found, todo = Lock(Path("dvc.lock")), {}, [first]
+    lock, todo = Lock(), [first]
+    found: dict[str, Found] = {}
     while todo:
         home = todo.pop(0)
         if str(home) in found:
@@ -213,10 +239,8 @@ def read_record(path: Path) -> Found:
     whole = isinstance(record, dict) and all(isinstance(record.get(key), of) for key, of in RECORD.items())
     if whole:
         named = [record["stage"], *record["item"]]
-        whole = all(isinstance(name, str) and re.fullmatch(r"[\w-]+", name) for name in named) and all(
-            isinstance(entry, dict)
-            and isinstance(entry.get("path"), str)
-            and isinstance(entry.get("sha256"), str)
+        whole = all(isinstance(name, str) and re.fullmatch(r"[^/\\]+", name) for name in named) and all(
+            isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("path", "sha256"))
             for entry in record["inputs"].values()
         )
     if not whole:
@@ -253,7 +277,8 @@ def _place(stage: str, name: str, told: str) -> Path | None:
     if stage == "caption" and name == "questions":
         return QUESTIONS / told
     if stage == "encode" and name.startswith("encoder"):
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported: nothing is fetched
+        if told != "minilm" and not Path(told).exists():
+            os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported: nothing is fetched
         from vap.prompts.places import locate
 
         try:

@@ -22,6 +22,7 @@ from vap.prompts.bank import PromptBank
 from vap.prompts.draws import BankDraws, SentenceDraws, draws_of, encoder_of, parse_condition, read_sentences
 from vap.prompts.encoders import Encoded
 from vap.prompts.report import nearest, show, statistics, stats
+from vap.prompts.shuffled import exchanged, modality_of, places
 from vap.stages import sample, train
 
 BANK, OTHER = Path("data/prompts/own.arrow"), Path("data/prompts/other.arrow")
@@ -81,6 +82,8 @@ def write_texts(content: str) -> Path:
         ("seen", ("seen", None)),
         ("unseen", ("unseen", None)),
         ("unseen-phantom-isic2019", ("unseen", "phantom-isic2019")),
+        ("other", ("other", None)),
+        ("shuffled", ("shuffled", None)),
         ("texts-mine", ("texts", "mine")),
     ],
 )
@@ -90,10 +93,21 @@ def test_a_condition_is_a_file_name(condition: str, parts: tuple[str, str | None
 
 @pytest.mark.parametrize(
     "condition",
-    ["", "other", "seen-x", "unseen:x", "unseen-", "texts", "texts-../x", "unseen-a/b", "unseen-a b"],
+    [
+        "",
+        "others",
+        "seen-x",
+        "shuffled-x",
+        "unseen:x",
+        "unseen-",
+        "texts",
+        "texts-../x",
+        "unseen-a/b",
+        "unseen-a b",
+    ],
 )
 def test_what_is_no_condition_is_one_line(condition: str) -> None:
-    with pytest.raises(VapError, match="seen, unseen, unseen-DATASET or texts-NAME"):
+    with pytest.raises(VapError, match="seen, unseen, unseen-DATASET, other, shuffled or texts-NAME"):
         parse_condition(condition)
 
 
@@ -133,6 +147,76 @@ def test_a_bank_that_does_not_fit_is_one_line(
     write_other(classes, **metadata)
     with pytest.raises(VapError, match=told):
         draws_of("unseen-other", PromptBank(BANK), CLASSES)
+
+
+def test_the_other_datasets_descriptions_stand_in_for_a_class_that_it_lacks() -> None:
+    write_other(["mole", "wart"])
+    bank = PromptBank(BANK)
+    source = draws_of("other", bank, CLASSES, other="other")
+    rng = np.random.default_rng(0)
+    drawn = {label: {source.text(source.draw(label, rng)) for _ in range(40)} for label in CLASSES}
+    assert drawn == {"mole": {"foreign mole"}, "scar": {"foreign mole", "foreign wart"}}
+    with pytest.raises(VapError, match=r"ablation.other: found no entry for this dataset"):
+        draws_of("other", bank, CLASSES)
+
+
+# ── attributes exchanged ────────────────────────────────────────────────────────────────────────
+
+SKIN = [
+    "A small round light brown lesion with a smooth, even texture, 4 % of the image, on pale skin.",
+    "A large irregular black lesion with a network-like texture, 30 % of the image, on tan skin.",
+    "A medium-sized oval red lesion, 9 % of the image, on brown skin.",
+]
+
+
+def test_an_attribute_is_taken_from_one_donor_each() -> None:
+    #                       shape    color    size     texture
+    text = exchanged(SKIN[0], [SKIN[1], SKIN[2], SKIN[1], SKIN[1]])
+    assert (
+        text
+        == "A large irregular red lesion with a network-like, even texture, 4 % of the image, on pale skin."
+    )
+    assert exchanged(SKIN[0], [SKIN[0]] * 4) == SKIN[0]
+
+
+def test_what_either_does_not_state_stays() -> None:
+    assert exchanged(SKIN[2], [SKIN[2], SKIN[2], SKIN[2], SKIN[1]]) == SKIN[2]  # no texture to replace
+    assert "smooth" in exchanged(SKIN[0], [SKIN[0], SKIN[0], SKIN[0], SKIN[2]])  # none to give
+
+
+def test_the_background_is_no_attribute_of_the_lesion() -> None:
+    text = "A round lesion on pink skin."
+    assert "color" not in places(text, "dermoscopy")
+    assert exchanged(text, [SKIN[1]] * 4) == "A irregular lesion on pink skin."
+
+
+def test_the_words_tell_the_modality() -> None:
+    assert modality_of("A patchy dense opacity in the left upper zone, with a normal heart.") == "chest_xray"
+    assert (
+        modality_of("A lobulated yellowish polyp with a granular surface on salmon mucosa.") == "colonoscopy"
+    )
+    assert modality_of(SKIN[0]) == "dermoscopy"
+
+
+def test_shuffled_descriptions_are_new_and_the_same_each_time() -> None:
+    rows = [bank_row("", np.zeros((2, WIDTH)), [])]
+    rows += [bank_row(t, np.zeros((3, WIDTH)), [(f"i{i}", "mole", "train")]) for i, t in enumerate(SKIN)]
+    facts = {"width": WIDTH, "max_tokens": 40, "dtype": "fp16", "encoder": "toy", "revision": "toy"}
+    write(BANK, "bank", rows, classes=["mole"], **facts)
+    bank = PromptBank(BANK)
+    sources = [draws_of("shuffled", bank, ["mole"]) for _ in range(2)]
+    texts = []
+    for source in sources:
+        drawn = [source.draw("mole", np.random.default_rng([0, i])) for i in range(30)]
+        texts.append([source.text(row) for row in drawn])
+    assert texts[0] == texts[1]
+    assert not set(texts[0]) & set(SKIN)
+    assert len(set(texts[0])) > 10
+    context, mask = sources[0].collate(drawn[:4])
+    for row, states, real in zip(drawn[:4], context, mask, strict=True):
+        text = sources[0].text(row)
+        assert int(real.sum()) == len(text.split())
+        assert bool((states[real] == len(text)).all())
 
 
 # ── sentences ───────────────────────────────────────────────────────────────────────────────────
