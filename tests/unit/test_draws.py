@@ -192,9 +192,7 @@ def test_the_background_is_no_attribute_of_the_lesion() -> None:
 
 def test_the_words_tell_the_modality() -> None:
     assert modality_of("A patchy dense opacity in the left upper zone, with a normal heart.") == "chest_xray"
-    assert (
-        modality_of("A lobulated yellowish polyp with a granular surface on salmon mucosa.") == "colonoscopy"
-    )
+    assert modality_of("A lobulated yellowish polyp with a granular surface on red mucosa.") == "colonoscopy"
     assert modality_of(SKIN[0]) == "dermoscopy"
 
 
@@ -305,7 +303,7 @@ def test_sample_writes_whose_descriptions_it_took(trained: Any, condition: str) 
     write_other(CLASSES)
     write_texts("mole\tmy mole\nscar\tmy scar\n")
     path = sample.run(trained, "own", "vap", condition)
-    assert path == Path(f"results/samples/own/vap-{condition}.arrow")
+    assert path == Path(f"results/ablation/own/vap-{condition}.arrow")
     file, bank = ArrowFile(path, "samples"), PromptBank(BANK)
     for row in file.rows(["label", "text"]):
         expected = {

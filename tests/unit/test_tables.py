@@ -1,4 +1,4 @@
-"""Tables 1 and 2 from metric files: every cell filled, the paper's numbers where they belong, what is refused."""
+"""Tables 1 and 2 from metric files: every cell filled, the paper's numbers in place, what is refused."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_metric_that_the_settings_leave_out_is_a_dash() -> None:
     assert (first["floor_fid"], first["floor_n"]) == (
         "99.000",
         "8",
-    )  # train against test, if there is no more
+    )  # train and test
     assert "| 0.500 | – |" in Path("results/tables/table1.md").read_text()
 
 
