@@ -300,7 +300,27 @@ def audit_captions(dataset: Dataset) -> None:
 
 
 @app.command()
-def profile(name: Annotated[str, typer.Argument(help="A file config/NAME.yaml, or `list`.")]) -> None:
+def cost(
+    name: Annotated[
+        str | None, typer.Argument(help="A file config/NAME.yaml; without it, params.yaml.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cuda or cpu: which rates of vap/costs.yaml.")] = "cuda",
+    json: Annotated[bool, typer.Option("--json", help="All numbers as JSON.")] = False,
+) -> None:
+    """Estimate hours, memory and disk of every job, from the settings alone (docs/costs.md)."""
+    from vap.costs_page import cost as run
+    from vap.params import PARAMS_FILE
+
+    run(PARAMS_FILE if name is None else Path("config") / f"{name}.yaml", device, json)
+
+
+@app.command()
+def profile(
+    name: Annotated[str, typer.Argument(help="A file config/NAME.yaml, or `list`.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what it would cost, as `vap cost NAME`; write nothing.")
+    ] = False,
+) -> None:
     """Write params.yaml from config/NAME.yaml."""
     import yaml
 
@@ -315,6 +335,11 @@ def profile(name: Annotated[str, typer.Argument(help="A file config/NAME.yaml, o
     if name not in known:
         raise VapError(source, "no such profile", f"one of {', '.join(known) or 'config/*.yaml'}", "name one")
     parse(yaml.safe_load(source.read_text(encoding="utf-8")), source)
+    if dry_run:
+        from vap.costs_page import cost as run
+
+        run(source)
+        return
     with atomic(PARAMS_FILE) as part:
         shutil.copyfile(source, part)
     print(f"params.yaml is now {source}")

@@ -1,28 +1,16 @@
-"""What a job has to compute: FLOPs of networks, counted without computing them, and images of a dataset."""
+"""What a job has to compute: FLOPs and memory of the networks, counted without their numbers."""
 
 from __future__ import annotations
 
 import functools
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vap.errors import VapError
-from vap.params import (
-    ChestXray14Params,
-    DatasetParams,
-    Isic2019Params,
-    LatentsParams,
-    MethodParams,
-    Params,
-    PlainDatasetParams,
-    PrepareParams,
-    TrainParams,
-)
-from vap.stages.common import prepared_path
+from vap.params import LatentsParams, MethodParams, Params, TrainParams
 
 
 @dataclass(frozen=True)
@@ -32,7 +20,7 @@ class Work:
     Attributes:
         flops: of matrix products, convolutions and attentions (torch.utils.flop_counter).
         kernels: calls that are not views.
-        activations: bytes of all results in float32, at most what a backward pass keeps.
+        activations: bytes that a backward pass would need, in float32.
         largest: bytes of the largest result.
         parameters: of the networks.
     """
@@ -57,14 +45,18 @@ class Work:
         )
 
 
-def counted(work: Callable[[], object], parameters: int = 0) -> Work:
-    """The cost of one call; on the "meta" device nothing is computed."""
+def counted(work: Callable[[], object], net: Any = None) -> Work:
+    """The cost of one call; on the "meta" device nothing is computed.
+
+    Args:
+        net: whose parameters are counted, and are no activations.
+    """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import FlopCounterMode
 
-    class Results(TorchDispatchMode):
-        kernels, total, largest = 0, 0, 0
+    class Results(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        kernels, largest = 0, 0
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             found = func(*args, **(kwargs or {}))
@@ -72,17 +64,28 @@ def counted(work: Callable[[], object], parameters: int = 0) -> Work:
                 self.kernels += 1
                 for tensor in found if isinstance(found, tuple | list) else [found]:
                     if isinstance(tensor, torch.Tensor):
-                        size = tensor.numel() * tensor.element_size()
-                        self.total, self.largest = self.total + size, max(self.largest, size)
+                        self.largest = max(self.largest, tensor.numel() * tensor.element_size())
             return found
 
-    with Results() as results, FlopCounterMode(display=False) as flops:
+    weights = [] if net is None else list(net.parameters())
+    own = {p.untyped_storage()._cdata for p in weights}
+    kept: dict[int, Any] = {}  # storages by address; held, so that no address is used twice
+
+    def keep(tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    results = Results()  # type: ignore[no-untyped-call]
+    with hooks, results, FlopCounterMode(display=False) as flops:
         work()
-    return Work(float(flops.get_total_flops()), results.kernels, results.total, results.largest, parameters)
-
-
-def _weights(net: Any) -> int:
-    return sum(p.numel() for p in net.parameters())
+    activations = float(sum(storage.nbytes() for storage in kept.values()))
+    parameters = sum(p.numel() for p in weights)
+    return Work(
+        float(flops.get_total_flops()), results.kernels, activations, float(results.largest), parameters
+    )
 
 
 # ── methods ─────────────────────────────────────────────────────────────────────────────────────────
@@ -141,7 +144,7 @@ def _training_pass(name: str, entry: str, shared: str, sizes: Sizes, batch: int)
     net, x, t, condition = _inputs(method, sizes, batch, sizes.tokens)
     schedule = method.schedule(TrainParams.model_validate_json(shared))
     data = Batch(x, condition, t, torch.zeros_like(x), condition.label)
-    return counted(lambda: method.loss(net, data, Schedule(**schedule.model_dump())), _weights(net))
+    return counted(lambda: method.loss(net, data, Schedule(**schedule.model_dump())), net)
 
 
 def sampling_pass(name: str, entry: MethodParams, sizes: Sizes, batch: int, tokens: int) -> Work:
@@ -162,7 +165,7 @@ def _sampling_pass(name: str, entry: str, sizes: Sizes, batch: int, tokens: int)
     net, x, t, c = _inputs(method, sizes, batch, tokens)
     predict = method.predictor(net.eval(), c, c)
     with torch.inference_mode():
-        return counted(lambda: predict(x, t, False), _weights(net))
+        return counted(lambda: predict(x, t, False), net)
 
 
 def _method(name: str, entry: str) -> Any:
@@ -191,7 +194,7 @@ def _inputs(method: Any, sizes: Sizes, batch: int, tokens: int) -> tuple[Any, An
 
 @functools.lru_cache(maxsize=16)
 def _gan_passes(name: str, entry: str, sizes: Sizes) -> tuple[Work, Work]:
-    """Generator and discriminator, one image. They read numbers on their way, so they are computed."""
+    """Generator and discriminator, one image. They read numbers on their way and are computed."""
     import torch
 
     from vap.methods.base import Shapes
@@ -210,10 +213,8 @@ def _gan_passes(name: str, entry: str, sizes: Sizes) -> tuple[Work, Work]:
     )
     label = torch.zeros(1, dtype=torch.int64)
     image = torch.zeros(1, 3, sizes.size, sizes.size)
-    with torch.inference_mode():
-        one = counted(lambda: generator(torch.zeros(1, m.z_dim), label), _weights(generator))
-        other = counted(lambda: discriminator(image, label), _weights(discriminator))
-    return one, other
+    one = counted(lambda: generator(torch.zeros(1, m.z_dim), label), generator)
+    return one, counted(lambda: discriminator(image, label), discriminator)
 
 
 # ── the other networks ──────────────────────────────────────────────────────────────────────────────
@@ -242,10 +243,9 @@ def autoencoder(settings: str, size: int) -> Coder:
         moments = ae.moments(torch.zeros(1, 3, size, size))
         images = torch.zeros(1, 3, size, size)
         z = torch.zeros(1, ae.latent_channels, *moments.shape[2:])
-        weights = _weights(ae.net)
         return Coder(
-            counted(lambda: ae.moments(images), weights),
-            counted(lambda: ae.decode(z), weights),
+            counted(lambda: ae.moments(images), ae.net),
+            counted(lambda: ae.reconstruct(z), ae.net),
             ae.latent_channels,
             moments.shape[2],
         )
@@ -295,87 +295,7 @@ def timm_pass(model: str, size: int | None) -> tuple[Work, int]:
     known = timm.get_pretrained_cfg(model)
     fixed = {"img_size": size} if size is not None and known is not None and known.fixed_input_size else {}
     side = size or (known.input_size[-1] if known is not None else 224)
-    with torch.device("meta"), torch.inference_mode():
+    with torch.device("meta"):
         net = timm.create_model(model, pretrained=False, **fixed).eval()
-        work = counted(lambda: net(torch.zeros(1, 3, side, side)), _weights(net))
+        work = counted(lambda: net(torch.zeros(1, 3, side, side)), net)
     return work, int(net.num_features)
-
-
-# ── datasets ────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True)
-class Images:
-    """Images of a dataset by split; None where that is not known."""
-
-    train: int | None
-    val: int | None
-    test: int | None
-    classes: int | None
-    source: str
-
-    @property
-    def all(self) -> int | None:
-        parts = (self.train, self.val, self.test)
-        return None if None in parts else sum(part for part in parts if part is not None)
-
-
-def images_of(params: Params, name: str, official: Mapping[str, Any]) -> Images:
-    """What the dataset has, or will have once it is prepared.
-
-    Args:
-        official: counts by adapter, of vap/costs.yaml.
-    """
-    path = prepared_path(name)
-    if path.is_file():
-        from vap.artifacts import ArrowFile
-
-        file = ArrowFile(path, "prepared")
-        splits = file.column("split")
-        counts = [sum(split == own for split in splits) for own in ("train", "val", "test")]
-        return Images(*counts, len(file.metadata["classes"]), "prepared")
-    found = _official(params.dataset[name], name, params.prepare, official)
-
-    def least(n: int | None, limit: int | None) -> int | None:
-        return n if n is None or limit is None else min(n, limit)
-
-    prepare = params.prepare
-    train, test = least(found.train, prepare.max_train), least(found.test, prepare.max_test)
-    return Images(train, found.val, test, found.classes, found.source)
-
-
-def _official(own: DatasetParams, name: str, prepare: PrepareParams, official: Mapping[str, Any]) -> Images:
-    if isinstance(own, PlainDatasetParams) and own.adapter == "phantom":
-        return _phantom(name)
-    if isinstance(own, PlainDatasetParams) and own.adapter == "isic2018":
-        known = official["isic2018"]
-        return Images(known["train"], known["val"], known["test"], known["classes"], "official")
-    if isinstance(own, Isic2019Params):
-        known = official["isic2019"]
-        n = known["all"] - (known["isic2018"] if own.exclude_isic2018 else 0)
-        return _divided(n, prepare, known["classes"], "official; split by share, about")
-    if isinstance(own, ChestXray14Params) and own.table == "v2020":
-        known = official["chestxray14"]
-        more = known["no_finding"] if own.include_no_finding else [0, 0]
-        train, test = known["train"] + more[0], known["test"] + more[1]
-        classes = known["classes"] + own.include_no_finding
-        if own.split == "patient":
-            return _divided(train + test, prepare, classes, "official; split by share, about")
-        return Images(train, 0, test, classes, "official")
-    return Images(None, None, None, None, "unknown until it is prepared")
-
-
-def _divided(n: int, prepare: PrepareParams, classes: int, source: str) -> Images:
-    test = math.floor(n * prepare.test_fraction + 0.5)
-    return Images(n - test, 0, test, classes, source)
-
-
-def _phantom(name: str) -> Images:
-    from vap.datasets.phantom import load_spec
-
-    path = Path("data/raw") / name / "phantom.yaml"
-    if not path.is_file():
-        return Images(None, None, None, None, f"unknown: no {path}")
-    spec = load_spec(path)
-    train, test = (sum(spec.counts[split].values()) for split in ("train", "test"))  # type: ignore[index]
-    return Images(train, 0, test, len(spec.classes), "phantom.yaml")

@@ -11,7 +11,8 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from vap.costs import Device, Rates, Row, Sum, by_stage, estimate, load_rates, sum_of
+from vap.costs import Sum, by_stage, estimate, load_rates, sum_of
+from vap.costs_model import Device, Rates, Row
 from vap.errors import VapError
 from vap.params import PARAMS_FILE, parse
 

@@ -5,23 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from vap.costs import (
-    CHECKPOINT,
-    GB,
-    KEPT,
-    MB,
-    RECONSTRUCTED,
-    STATE,
-    Job,
-    Model,
-    Row,
-    _sampling,
-    _training,
-    fid_flops,
-    pair_flops,
-)
 from vap.costs_count import Coder, Work, autoencoder, timm_pass
+from vap.costs_model import Job, Model, Row, fid_flops, pair_flops, sampling, training
 
+STATE = 20  # bytes a parameter in training: weights, gradient, two moments, average, each in float32
+CHECKPOINT = 16  # of these in a checkpoint
+KEPT = 2  # checkpoints, while one is written
+RECONSTRUCTED = 256  # images that the latents stage measures its autoencoder on, at most
+HALF = 0.6  # of the activations in bfloat16 over those in float32, norms and losses being float32; assumed
+GB, MB = 1e9, 1e6
 Bytes = float | None
 TORCH = 0.6 * GB  # of a process with torch
 NO_COUNT = "images not known until the dataset is prepared"
@@ -56,6 +48,10 @@ def _row(
 
 def _n(count: int | None, unit: str = "images") -> str:
     return f"{'?' if count is None else format(count, ',')} {unit}"
+
+
+def _giga(flops: float) -> str:
+    return f"{flops / 1e9:,.0f} GFLOP" if flops >= 1e11 else f"{flops / 1e9:.3g} GFLOP"
 
 
 def _coder(model: Model) -> Coder:
@@ -169,7 +165,9 @@ def latents(model: Model, job: Job) -> Row:
         whole = seconds + model.seconds(work, "sample", fp32, family)
         disk += n * 2.0 * coder.channels * coder.side**2 * 4
     trained = own.autoencoder == "train" or own.finetune_decoder is not None
-    held = coder.decode.activations if trained else 3 * coder.decode.largest
+    held = 3 * coder.decode.largest
+    if trained:  # an encoder that is trained keeps about as much as its decoder
+        held = coder.decode.activations * (2 if own.autoencoder == "train" else 1)
     memory = coder.encode.parameters * (STATE if trained else 4) + held * batch + TORCH
     total = None if n is None else disk
     return _row(model, job, ", ".join(said), whole, memory, total, *notes, place=model.place)
@@ -182,17 +180,15 @@ def train(model: Model, job: Job) -> Row:
     params, (_, dataset, method) = model.params, job.words[:3]
     own = params.method[method].train
     piece = min(params.compute.micro_batch or own.batch_size, own.batch_size)
-    step = _training(params, method, model.sizes(dataset, method), piece) * (own.batch_size / piece)
+    step = training(params, method, model.sizes(dataset, method), piece) * (own.batch_size / piece)
     work = step * own.steps
     seconds = model.seconds(work, "train", params.train.precision, method)
-    half = 1.0 if params.train.precision == "fp32" else 0.5
+    half = 1.0 if params.train.precision == "fp32" else HALF
     memory = step.parameters * STATE + step.activations * half + TORCH
     notes = model.text()[2] if params.kind(method) == "prompts" else ()
     if model.images(dataset).classes is None and params.kind(method) == "prompts":
         notes = (*notes, "classes not known: 8 assumed")
-    scales = (
-        f"{own.steps:,} steps x {own.batch_size}, {step.flops / own.batch_size / 1e9:,.3g} GFLOP an image"
-    )
+    scales = f"{own.steps:,} steps x {own.batch_size}, {_giga(step.flops / own.batch_size)} an image"
     disk, scratch = step.parameters * 4.0, step.parameters * CHECKPOINT * KEPT
     return _row(model, job, scales, seconds, memory, disk, *notes, place=model.place, scratch=scratch)
 
@@ -201,7 +197,7 @@ def sample(model: Model, job: Job) -> Row:
     params, (_, dataset, method) = model.params, job.words[:3]
     own, batch = params.sample, min(params.sample.batch_size, params.sample.n)
     sizes = model.sizes(dataset, method)
-    work, steps, passes = _sampling(params, method, sizes, batch, model.device)
+    work, steps, passes = sampling(params, method, sizes, batch, model.device)
     batches = own.n / batch
     seconds = model.seconds(work * batches, "sample", own.precision, method)
     memory = work.parameters * 4 + work.largest * 4 + TORCH
@@ -300,9 +296,11 @@ def classify(model: Model, job: Job) -> Row:
     else:
         test = Work(once.flops * tested, once.kernels * tested / net.batch_size)
         seconds = (seconds or 0.0) + model.seconds(test, "sample", own.precision, "convolution")
-    half = 1.0 if own.precision == "fp32" else 0.5
+    half = 1.0 if own.precision == "fp32" else HALF
     memory = once.parameters * STATE + once.activations * net.batch_size * half + TORCH + GB  # images held
-    scales = f"{net.steps:,} steps x {net.batch_size}, {once.flops / 1e9:.3g} GFLOP, {_n(tested, 'tested')}"
+    scales = (
+        f"{net.steps:,} steps x {net.batch_size}, {_giga(once.flops * 3)} an image, {_n(tested, 'tested')}"
+    )
     return _row(model, job, scales, seconds, memory, 0.0, *notes, place=model.place)
 
 

@@ -134,7 +134,7 @@ def _row(table: Path, row: str) -> tuple[int, dict[str, str]]:
         what = f"{len(hits) or 'no'} row{'s' * (len(hits) != 1)} beginning with {','.join(wanted)}"
         if hits:
             what += f" ({', '.join(str(i + 1) for i in hits)})"
-        some = "; ".join(",".join(list(cells.values())[: len(wanted)]) for cells in rows[:3])
+        some = "; ".join(",".join(cells.get(name, "") for name in names) for cells in rows[:3])
         raise VapError(table, what, f"one row, such as {some}", "give more leading cells, or its number")
     return hits[0] + 1, rows[hits[0]]
 

@@ -342,7 +342,9 @@ def test_the_stages_that_load_modules_by_name_are_those_known_here() -> None:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "provenance":
                 assert len(node.args) == 2  # the others by keyword
-                named |= {file.stem: ast.unparse(k.value) for k in node.keywords if k.arg == "modules"}
+                for keyword in node.keywords:
+                    if keyword.arg == "modules":
+                        named[file.stem] = ast.unparse(keyword.value)
     own = "[f'vap.methods.{method}']"
     measured = "['vap.captioning.describer_server'] if settings.server == 'measured' else []"
     assert named == {"train": own, "sample": own, "caption": measured}
