@@ -30,7 +30,7 @@ LATENTS = Path("data/latents/own.arrow")
 BANK = Path("data/prompts/own.arrow")
 PREPARED = Path("data/prepared/own.arrow")
 CLASSES = ["mole", "scar"]
-METHODS = ["uvit", "vap", "dit", "ldm", "cbdm", "stylegan"]
+METHODS = ["uvit", "vap", "vap_without_pcm", "dit", "ldm", "cbdm", "stylegan"]
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def run(method: str = "uvit", **changes: Any) -> str:
     """Train through the stage; sha256 of the whole result."""
-    if method not in settings().methods:  # a baseline that the smoke profile does not list
+    if method not in [*settings().methods, *settings().ablation.without]:  # a baseline that the smoke profile does not list
         kind = load_method(method, settings().method).kind
         changes = {"methods": [method], "learns_from": {kind: [method]}, **changes}
     folder = stage.run(settings(**changes), "own", method)
