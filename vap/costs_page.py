@@ -94,8 +94,8 @@ def remarks(rows: list[Row], device: Device, rates: Rates) -> list[str]:
     if assumed:
         name = rates["devices"][device]["name"]
         found.append(
-            f"assumed: {assumed} of {len(rows)} jobs use rates that nobody has measured on {name} "
-            "(vap/costs.yaml); `make bench` there replaces them."
+            f"assumed: {assumed} of {len(rows)} jobs use rates that are not measured on {name} "
+            "(vap/costs.yaml says which); `make bench` there replaces some."
         )
     if unknown := sum_of(rows).unknown:
         found.append(f"?: something is not known of {unknown} jobs; the sums leave that out.")
@@ -122,11 +122,11 @@ def _add_sum(table: Table, stage: str, total: Sum) -> None:
 
 
 def number(value: float | None) -> str:
-    """Two digits, or all before the point; "?" for what is not known."""
+    """Two or three digits; "?" for what is not known."""
     if value is None:
         return "?"
-    if value == 0:
-        return "0"
-    if value < 0.005:
-        return "<0.01"
+    if value < 0.0005:
+        return "0" if value == 0 else "<0.001"
+    if value < 0.1:
+        return f"{value:.3f}"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

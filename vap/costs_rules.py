@@ -200,7 +200,7 @@ def sample(model: Model, job: Job) -> Row:
     work, steps, passes = sampling(params, method, sizes, batch, model.device)
     batches = own.n / batch
     seconds = model.seconds(work * batches, "sample", own.precision, method)
-    memory = work.parameters * 4 + work.largest * 4 + TORCH
+    memory = work.parameters * 4 + work.largest * 3 + TORCH
     if params.kind(method) in ("latents", "prompts"):
         decode = _coder(model).decode
         seen = Work(decode.flops * own.n, decode.kernels * batches)

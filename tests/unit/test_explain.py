@@ -228,6 +228,17 @@ def test_the_tree_tells_what_is_shared_once_and_json_is_the_same() -> None:
     assert json.loads(shown(str(TABLE1), "1", "fid", "--json")) == explain(TABLE1, "1", "fid")
 
 
+@pytest.mark.usefixtures("chain")
+def test_a_model_that_went_on_from_its_own_weights_ends_the_chain() -> None:
+    weights = MODEL / "model.safetensors"
+    made = record("train", ["own", "vap"], {"latents": LATENTS, "start_from": weights})
+    write_json(MODEL / "config.json", {"provenance": made})
+    found = explain(TABLE1, "1", "fid")
+    entry = found["records"][str(MODEL / "config.json")]["inputs"]["start_from"]
+    assert (entry["state"], entry["record"]) == (MATCHES, str(MODEL / "config.json"))
+    assert shown(str(TABLE1), "1", "fid").count("made by train own vap: above") == 2
+
+
 # ── rows and columns ──────────────────────────────────────────────────────────────────────────────
 
 
