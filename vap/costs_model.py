@@ -71,7 +71,7 @@ def pair_flops(n: int, m: int, d: int) -> float:
 def training(params: Params, method: str, sizes: Sizes, batch: int) -> Work:
     """A training step of `batch` images: three times the forward pass; a GAN's step is counted whole."""
     work = training_pass(method, params.method[method], params.train, sizes, batch)
-    return work if params.kind(method) == "adversary" else work * 2
+    return work if params.kind(method) == "adversary" else work * 3
 
 
 def sampling(params: Params, method: str, sizes: Sizes, batch: int, device: Device) -> tuple[Work, int, int]:
