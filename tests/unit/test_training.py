@@ -48,7 +48,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def run(method: str = "uvit", **changes: Any) -> str:
     """Train through the stage; sha256 of the whole result."""
-    if method not in [*settings().methods, *settings().ablation.without]:  # a baseline that the smoke profile does not list
+    plain = settings()
+    if method not in [*plain.methods, *plain.ablation.without]:  # the smoke profile does not list it
         kind = load_method(method, settings().method).kind
         changes = {"methods": [method], "learns_from": {kind: [method]}, **changes}
     folder = stage.run(settings(**changes), "own", method)

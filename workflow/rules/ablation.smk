@@ -1,39 +1,4 @@
 # Requires trained methods and the prompt banks. Makes results/ablation/ and Table 2.
-ABLATION = config["ablation"]
-
-
-def unseen(name):
-    """DVC's name of an ablation's stage: what a method draws under a condition, or a method that lacks a part."""
-    return lambda w: (
-        f"{name}-ablation@{w.dataset}-{w.method}"
-        if w.condition == "seen"
-        else f"{name}-unseen@{w.dataset}-{w.method}-{w.condition}"
-    )
-
-
-def unseen_code(name):
-    def files(w):
-        if w.condition == "seen":
-            return code(f"{name}-ablation", method=w.method)
-        return code(f"{name}-unseen", method=w.method)
-
-    return files
-
-
-def banks(wildcards):
-    """The own bank, or under a condition all of them: descriptions may come from another dataset."""
-    if wildcards.condition == "seen":
-        return ["data/prompts/{dataset}.arrow"]
-    return [f"data/prompts/{dataset}.arrow" for dataset in config["datasets"]]
-
-
-def unseen_settings(wildcards):
-    keys = ["seed", "sample", f"method.{wildcards.method}.sample"]
-    if wildcards.condition != "seen":
-        keys.append("ablation.other")
-    return pipeline.settings(config, *keys)
-
-
 rule sample_ablation:
     """Images of Table 2 alone."""
     input:

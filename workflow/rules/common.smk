@@ -54,6 +54,85 @@ def decoder(wildcards):
     return [f"data/autoencoders/{{dataset}}/{file}" for file in files]
 
 
+# ── Table 2 ──
+ABLATION = config["ablation"]
+
+
+def unseen(name):
+    """DVC's name of an ablation's stage: what a method draws under a condition, or a method that lacks a part."""
+    return lambda w: (
+        f"{name}-ablation@{w.dataset}-{w.method}"
+        if w.condition == "seen"
+        else f"{name}-unseen@{w.dataset}-{w.method}-{w.condition}"
+    )
+
+
+def unseen_code(name):
+    def files(w):
+        if w.condition == "seen":
+            return code(f"{name}-ablation", method=w.method)
+        return code(f"{name}-unseen", method=w.method)
+
+    return files
+
+
+def banks(wildcards):
+    """The own bank, or under a condition all of them: descriptions may come from another dataset."""
+    if wildcards.condition == "seen":
+        return ["data/prompts/{dataset}.arrow"]
+    return [f"data/prompts/{dataset}.arrow" for dataset in config["datasets"]]
+
+
+def unseen_settings(wildcards):
+    keys = ["seed", "sample", f"method.{wildcards.method}.sample"]
+    if wildcards.condition != "seen":
+        keys.append("ablation.other")
+    return pipeline.settings(config, *keys)
+
+
+# ── Table 3 ──
+try:
+    PARAMS.check_sources()
+except VapError as error:
+    raise WorkflowError(str(error)) from None
+
+
+DOWNSTREAM = config["downstream"]
+
+
+def classify_stage(wildcards):
+    """DVC's name of a classifier's stage: real images alone have a stage without samples among its inputs."""
+    item = f"{wildcards.dataset}-{wildcards.classifier}-{wildcards.ratio}"
+    return f"classify@{item}" if wildcards.source == "none" else f"classify-plus@{item}-{wildcards.source}"
+
+
+def synthetic_images(wildcards):
+    """The samples that a classifier sees beside real images."""
+    return [] if wildcards.source == "none" else ["results/samples/{dataset}/{source}-seen.arrow"]
+
+
+def classify_settings(wildcards):
+    """The keys of params.yaml that a classifier's stage depends on, with their values."""
+    keys = [
+        "seed",
+        f"downstream.classifier.{wildcards.classifier}",
+        "downstream.test",
+        "downstream.weight_decay",
+        "downstream.warmup",
+        "downstream.label_smoothing",
+        "downstream.precision",
+        "downstream.augment",
+    ]
+    if wildcards.source != "none":
+        keys += [
+            "downstream.generator_data",
+            "downstream.synthetic",
+            "downstream.synthetic_balance",
+            "downstream.real_share",
+        ]
+    return pipeline.settings(config, *keys)
+
+
 wildcard_constraints:
     dataset="|".join(config["datasets"]),
     method="|".join([*config["methods"], *config["ablation"]["without"]]),

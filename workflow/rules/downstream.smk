@@ -1,46 +1,4 @@
 # Requires the prepared images and the samples of downstream.sources. Makes results/downstream/ and Table 3.
-try:
-    PARAMS.check_sources()
-except VapError as error:
-    raise WorkflowError(str(error)) from None
-
-
-DOWNSTREAM = config["downstream"]
-
-
-def classify_stage(wildcards):
-    """DVC's name of a classifier's stage: real images alone have a stage without samples among its inputs."""
-    item = f"{wildcards.dataset}-{wildcards.classifier}-{wildcards.ratio}"
-    return f"classify@{item}" if wildcards.source == "none" else f"classify-plus@{item}-{wildcards.source}"
-
-
-def synthetic_images(wildcards):
-    """The samples that a classifier sees beside real images."""
-    return [] if wildcards.source == "none" else ["results/samples/{dataset}/{source}-seen.arrow"]
-
-
-def classify_settings(wildcards):
-    """The keys of params.yaml that a classifier's stage depends on, with their values."""
-    keys = [
-        "seed",
-        f"downstream.classifier.{wildcards.classifier}",
-        "downstream.test",
-        "downstream.weight_decay",
-        "downstream.warmup",
-        "downstream.label_smoothing",
-        "downstream.precision",
-        "downstream.augment",
-    ]
-    if wildcards.source != "none":
-        keys += [
-            "downstream.generator_data",
-            "downstream.synthetic",
-            "downstream.synthetic_balance",
-            "downstream.real_share",
-        ]
-    return pipeline.settings(config, *keys)
-
-
 rule classify:
     """A classifier trained on a share of the real images, alone or with a method's samples."""
     input:
