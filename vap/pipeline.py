@@ -2,7 +2,7 @@
 
 dvc.lock is the only record of what made the files on disk. Snakemake schedules; each of its jobs runs
 its stage through DVC, so that the record is right whichever tool was called. This is the only module
-that knows DVC.
+that calls DVC.
 """
 
 from __future__ import annotations
