@@ -20,17 +20,21 @@ from projects import Project, Result, lay_out, stand_in, stop
 UVIT = {"train-latents-uvit", "sample-latents-uvit", "evaluate-uvit"}
 VAP = {"train-prompts-vap", "sample-prompts-vap", "evaluate-vap"}
 PLUS_VAP = {"classify-plus-densenet121-100-vap", "table3"}
-SAMPLE_VAP = {"sample-prompts-vap", "evaluate-vap", "table", "figure"} | PLUS_VAP
-MEASURE = {"evaluate-uvit", "evaluate-vap", "floor", "table"}
+MEASURE_UNSEEN = {"evaluate-unseen-vap-unseen", "table2"}
+UNSEEN = {"sample-unseen-vap-unseen"} | MEASURE_UNSEEN
+SAMPLE_VAP = {"sample-prompts-vap", "evaluate-vap", "table", "figure", "table2"} | PLUS_VAP | UNSEEN
+MEASURE = {"evaluate-uvit", "evaluate-vap", "floor", "table"} | MEASURE_UNSEEN
 PAGES = {"table", "figure"}
 ALL = {"prepare", "caption", "encode", "latents", "floor"} | UVIT | VAP | PAGES
-ALL |= {"classify-densenet121-100"} | PLUS_VAP
+ALL |= {"classify-densenet121-100"} | PLUS_VAP | UNSEEN
+
+TABLES = ["results/tables/table2.csv", "results/tables/table3.csv"]
 
 Door = Callable[[Project], Result]
 
 
 def by_snakemake(project: Project) -> Result:
-    return project.snakemake("all", "results/tables/table3.csv").ok()
+    return project.snakemake("all", *TABLES).ok()
 
 
 def by_dvc(project: Project) -> Result:
@@ -59,6 +63,9 @@ def plain(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> Project:
             "datasets": ["phantom-isic2018"],
             "methods": ["uvit", "vap"],
             "learns_from": {"images": [], "adversary": [], "latents": ["uvit"], "prompts": ["vap"]},
+            "ablation.without": [],
+            "ablation.methods": ["vap"],
+            "ablation.conditions": ["unseen"],
             "downstream.classifiers": ["densenet121"],
             "downstream.classifier": {"densenet121": classifiers["densenet121"]},
             "downstream.ratios": ["100"],
@@ -143,7 +150,7 @@ def test_a_stage_that_breaks_under_dvc(fresh: Project) -> None:
     ("key", "value", "stages"),
     [
         ("method.vap.sample.guidance_scale", 3.0, SAMPLE_VAP),
-        ("caption.questions", 2, {"caption", "encode"} | VAP | PAGES | PLUS_VAP),
+        ("caption.questions", 2, {"caption", "encode"} | VAP | PAGES | PLUS_VAP | UNSEEN),
     ],
 )
 def test_an_edited_setting_runs_what_depends_on_it(
@@ -172,7 +179,7 @@ def test_settings_of_how_and_not_what_run_nothing(built: Project) -> None:
         # inside a folder that is declared: Snakemake sees the folder alone, the marks see the file
         (by_snakemake, "vap/metrics/fidelity.py", MEASURE),
         # vap.methods.vap is built on vap.methods.uvit
-        (by_dvc, "vap/methods/uvit.py", UVIT | VAP | PAGES | PLUS_VAP),
+        (by_dvc, "vap/methods/uvit.py", UVIT | VAP | PAGES | PLUS_VAP | UNSEEN),
     ],
 )
 def test_edited_code_runs_what_declares_it(built: Project, door: Door, file: str, stages: set[str]) -> None:
