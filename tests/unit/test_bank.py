@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,18 +58,14 @@ class Stub:
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch_settings: None) -> Path:
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "encoder"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     monkeypatch.setattr(stage, "load_encoder", Stub)
-    threads = torch.get_num_threads()
     write_captions()
-    yield tmp_path
-    torch.set_num_threads(threads)
-    if torch.are_deterministic_algorithms_enabled():
-        torch.use_deterministic_algorithms(False)
+    return tmp_path
 
 
 def write_captions(images: Sequence[tuple[str, str, str, str | None]] = IMAGES) -> None:

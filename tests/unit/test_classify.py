@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,10 @@ ALONE, PLUS = ("own", "net", "50", "none"), ("own", "net", "50", "vap")
 
 
 @pytest.fixture(autouse=True)
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch_settings: None) -> None:
     monkeypatch.chdir(tmp_path)
     write_prepared()
     write_samples()
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    if torch.are_deterministic_algorithms_enabled():
-        torch.use_deterministic_algorithms(False)
 
 
 def run(item: tuple[str, str, str, str], **changes: Any) -> dict[str, Any]:

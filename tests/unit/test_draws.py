@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +46,11 @@ class Stub:
 
 
 @pytest.fixture(autouse=True)
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch_settings: None) -> None:
     monkeypatch.chdir(tmp_path)
     write_bank(BANK)
     monkeypatch.setattr(module, "load_encoder", Stub)
     monkeypatch.setattr(module, "locate", lambda name: Place())
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    if torch.are_deterministic_algorithms_enabled():
-        torch.use_deterministic_algorithms(False)
 
 
 def write_other(classes: list[str], **metadata: Any) -> Path:

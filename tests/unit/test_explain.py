@@ -6,14 +6,12 @@ import ast
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from downstream_toy import with_downstream
 from toy import PROJECT, settings
 from typer.testing import CliRunner
@@ -361,17 +359,8 @@ def test_the_stages_that_load_modules_by_name_are_those_known_here() -> None:
     assert named == {"train": own, "sample": own, "caption": measured}
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    number = torch.get_num_threads()
-    yield
-    torch.set_num_threads(number)
-    if torch.are_deterministic_algorithms_enabled():
-        torch.use_deterministic_algorithms(False)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("chain", "threads")
+@pytest.mark.usefixtures("chain", "torch_settings")
 def test_the_code_of_real_runs_is_the_same_here() -> None:
     from toy import write_prepared as images
 

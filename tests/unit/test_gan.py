@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from toy import settings, write_prepared
 
@@ -28,16 +26,11 @@ PREPARED = Path("data/prepared/own.arrow")
 
 
 @pytest.fixture(autouse=True)
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch_settings: None, fresh_accelerate: None
+) -> None:
     monkeypatch.chdir(tmp_path)
     write_prepared(PREPARED)
-    threads = torch.get_num_threads()
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)  # it holds one precision a process
-    torch.set_num_threads(threads)
-    if torch.are_deterministic_algorithms_enabled():
-        torch.use_deterministic_algorithms(False)
 
 
 def own(**changes: Any) -> Params:

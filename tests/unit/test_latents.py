@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ OUT = Path("data/autoencoders/own")
 
 
 @pytest.fixture(autouse=True)
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch_settings: None) -> None:
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     rows = []
@@ -41,11 +40,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         entry = {"id": f"i{i}", "label": "ab"[i % 2], "split": split, "group": f"g{i}", "sha256": ""}
         rows.append({**entry, "image": encode(image), "attributes": None})
     write(Path("data/prepared/own.arrow"), "prepared", rows, classes=["a", "b"])
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    if torch.are_deterministic_algorithms_enabled():
-        torch.use_deterministic_algorithms(False)
 
 
 def params(**changes: Any) -> Any:

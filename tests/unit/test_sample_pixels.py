@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from toy import settings, write_prepared
 
 import vap.stages.sample as stage
@@ -21,14 +19,9 @@ from vap.stages.sample import plan_labels
 
 
 @pytest.fixture(autouse=True)
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch_settings: None) -> None:
     monkeypatch.chdir(tmp_path)
     write_prepared(Path("data/prepared/own.arrow"), side=32)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    if torch.are_deterministic_algorithms_enabled():
-        torch.use_deterministic_algorithms(False)
 
 
 def params(method: str, **changes: Any) -> Params:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +33,11 @@ METHODS = ["uvit", "vap", "vap_without_pcm", "dit", "ldm", "cbdm", "stylegan"]
 
 
 @pytest.fixture(autouse=True)
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch_settings: None) -> None:
     monkeypatch.chdir(tmp_path)
     write_latents(LATENTS)
     write_bank(BANK)
     write_prepared(PREPARED)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    if torch.are_deterministic_algorithms_enabled():
-        torch.use_deterministic_algorithms(False)
 
 
 def run(method: str = "uvit", **changes: Any) -> str:

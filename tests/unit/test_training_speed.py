@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +37,12 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch_settings: None, fresh_accelerate: None
+) -> None:
     monkeypatch.chdir(tmp_path)
     write_latents(LATENTS)
     write_bank(BANK)
-    threads = torch.get_num_threads()
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)  # it holds one precision a process
-    torch.set_num_threads(threads)
-    if torch.are_deterministic_algorithms_enabled():
-        torch.use_deterministic_algorithms(False)
 
 
 def weights(method: str = "uvit", **changes: Any) -> dict[str, torch.Tensor]:

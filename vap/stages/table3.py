@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from vap.artifacts import atomic
 from vap.downstream.places import REAL_ALONE, label_of, scores_path
 from vap.errors import VapError
 from vap.params import Params
 from vap.stages.paper3 import printed
+from vap.stages.table import NO_VALUE as NO_PAPER
+from vap.stages.table import Row, lines_of, number, write
 
 TABLE = Path("results/tables/table3.csv")
 NO_F1 = ("chest_xray",)  # modalities without F1 in the paper's table
 NO_VALUE = "/"  # as the paper prints it
-NO_PAPER = "–"
 SCORES = ("mauc", "mauc_low", "mauc_high", "f1", "f1_low", "f1_high", "balanced_accuracy")
 COLUMNS = (
     "dataset",
@@ -34,8 +31,6 @@ COLUMNS = (
     "paper_mauc",
     "paper_f1",
 )
-
-Row = dict[str, Any]
 
 
 def run(params: Params) -> Path:
@@ -55,14 +50,8 @@ def run(params: Params) -> Path:
         for ratio in settings.ratios
         for source in [REAL_ALONE, *settings.sources]
     ]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
-    with atomic(TABLE) as part:
-        part.write_text(text.getvalue(), encoding="utf-8")
-    with atomic(TABLE.with_suffix(".md")) as part:
-        part.write_text(_markdown(rows, settings.ratios), encoding="utf-8")
+    cells = [{name: row[name] for name in COLUMNS} for row in rows]
+    write(TABLE, COLUMNS, cells, _markdown(rows, settings.ratios))
     return TABLE
 
 
@@ -88,7 +77,7 @@ def _row(dataset: str, classifier: str, ratio: str, source: str) -> Row:
     if no_f1:
         row |= dict.fromkeys(("f1", "f1_low", "f1_high"), NO_VALUE)
     paper = printed(dataset, classifier, int(ratio), source)
-    paper_mauc, paper_f1 = (NO_PAPER if value is None else f"{value:.3f}" for value in paper)
+    paper_mauc, paper_f1 = map(number, paper)
     return row | {
         "dataset": dataset,
         "classifier": classifier,
@@ -128,7 +117,7 @@ def _section(rows: Sequence[Row], ratios: Sequence[str]) -> list[str]:
     percents = [f"{ratio} %" for ratio in ratios]
     head = ["Classifier", "Images", *(f"mAUC {p}" for p in percents), *(f"F1 {p}" for p in percents)]
     head += [f"paper: mAUC {' / '.join(percents)}", f"F1 {' / '.join(percents)}"] if with_paper else []
-    lines = [f"## {rows[0]['dataset']}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    body = []
     for classifier, images in dict.fromkeys((row["classifier"], row["images"]) for row in rows):
         chosen = [row for row in rows if (row["classifier"], row["images"]) == (classifier, images)]
         cells = [classifier, images]
@@ -136,7 +125,8 @@ def _section(rows: Sequence[Row], ratios: Sequence[str]) -> list[str]:
         cells += [_with_interval(row, "f1") for row in chosen]
         if with_paper:
             cells += [" / ".join(row[name] for row in chosen) for name in ("paper_mauc", "paper_f1")]
-        lines.append("| " + " | ".join(cells) + " |")
+        body.append(cells)
+    lines = [f"## {rows[0]['dataset']}", "", *lines_of(head, body)]
     counts = {row["ratio"]: row["n_real"] for row in rows}
     told = ", ".join(f"{ratio} % is {counts[ratio]}" for ratio in ratios)
     synthetic = {row["source"]: row["n_synthetic"] for row in rows if row["source"] != REAL_ALONE}
