@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vap.errors import Stopped, VapError
+from vap.warm import hand_over
 
 if TYPE_CHECKING:
     from vap.params import Params
@@ -346,9 +347,17 @@ def profile(
 
 
 def main() -> None:
-    """Run a command; what the user can mend is one line on standard error and exit status 2."""
+    """Run a command, from the libraries of a warm process where a run of Snakemake keeps one."""
+    status = hand_over(sys.argv[1:])
+    if status is not None:
+        sys.exit(status)
+    main_here()
+
+
+def main_here() -> None:
+    """The same in this process. What the user can mend is one line on standard error and exit status 2."""
     try:
-        app()
+        app(prog_name="vap")
     except VapError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

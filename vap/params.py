@@ -364,6 +364,7 @@ class ComputeParams(Section):
     device: Literal["auto", "cpu", "cuda", "mps"]
     threads: PositiveInt
     processes: PositiveInt
+    warm_start: bool
     compile: bool
     micro_batch: PositiveInt | None
     preview_every: PositiveInt | None

@@ -22,6 +22,7 @@ from typing import Any
 
 import yaml
 
+from vap import warm
 from vap.errors import VapError
 from vap.params import Params, parse
 
@@ -142,3 +143,9 @@ def set_up(config: Mapping[str, Any], *, main_process: bool) -> Params:
         find_programs()
         mark(stage_names(config), stale_stages())
     return params
+
+
+def warm_up(params: Params, *, local: bool) -> None:
+    """Before the jobs of a run: import their libraries once, where they run on this machine's CPU."""
+    if params.compute.warm_start and local and warm.worth_it(params.compute.device):
+        warm.start()

@@ -54,6 +54,10 @@ def decoder(wildcards):
     return [f"data/autoencoders/{{dataset}}/{file}" for file in files]
 
 
+onstart:
+    pipeline.warm_up(PARAMS, local=workflow.is_main_process and workflow.local_exec)
+
+
 # ── Table 2 ──
 ABLATION = config["ablation"]
 
