@@ -55,6 +55,8 @@ LIBRARIES = (
 )
 # What a library reads when it is imported: where these differ, a job does not start from the warm process.
 READ_AT_IMPORT = ("ARROW_", "CUDA_", "HF_", "KMP_", "LD_", "MKL_", "OMP_", "OPENBLAS_", "PYTHON", "TORCH_")
+# How Snakemake tells the libraries of a job its `threads`, of which no rule here has more than one.
+THREADS = ("GOTO", "MKL", "NUMEXPR", "OMP", "OPENBLAS")
 FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 LENGTH = struct.Struct("!I")
 
@@ -143,6 +145,7 @@ def start() -> subprocess.Popen[bytes] | None:
     os.environ[VARIABLE] = str(Path(folder) / "socket")
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "vap.warm", folder],
+        env={**os.environ, **{f"{library}_NUM_THREADS": "1" for library in THREADS}},
         stdin=subprocess.PIPE,  # never written to: it ends when this process does
         stdout=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C goes to the commands, and they send it on

@@ -85,6 +85,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def warm(package: Path) -> Iterator[tuple[dict[str, str], int, subprocess.Popen[str]]]:
     """The environment in which commands find a warm process, its id, and the process that owns it."""
     environment = {name: value for name, value in os.environ.items() if name != vap.warm.VARIABLE}
+    environment |= {f"{library}_NUM_THREADS": "1" for library in vap.warm.THREADS}  # as in a job of Snakemake
     environment["PYTHONPATH"] = str(package)
     owner = subprocess.Popen(
         [sys.executable, "-c", OWNER],
@@ -199,3 +200,24 @@ def test_it_ends_with_its_owner_and_after_its_jobs(
     assert command.wait(timeout=30) == 143
     _until(lambda: not _alive(process), 10)
     assert not Path(environment[vap.warm.VARIABLE]).parent.exists()
+
+
+SNAKEFILE = """
+import vap.warm
+
+onstart:
+    vap.warm.start()
+
+rule all:
+    output: "said"
+    shell: "until [ -e $VAP_WARM ]; do sleep 0.1; done; python -m vap.cli say </dev/null >{output}"
+"""
+
+
+def test_a_job_of_snakemake_starts_warm(package: Path, tmp_path: Path) -> None:
+    (tmp_path / "Snakefile").write_text(SNAKEFILE)
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    environment |= {"PYTHONPATH": str(package), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    command = [sys.executable, "-m", "snakemake", "--cores", "1"]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=180)
+    assert (tmp_path / "said").read_text().startswith("out ")
