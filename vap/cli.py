@@ -197,6 +197,14 @@ def draw(
 
 
 @app.command(hidden=True)
+def stage(name: Annotated[str, typer.Argument(help="NAME or NAME@ITEM-ITEM of dvc.yaml.")]) -> None:
+    """Run one stage through DVC, as the rules of Snakemake do."""
+    from vap.record import run_stage
+
+    raise typer.Exit(run_stage(name))
+
+
+@app.command(hidden=True)
 def preview(folder: Path, target: Path) -> None:
     """Write a sample grid from a training run's weights (compute.preview_every)."""
     from vap.preview import preview as run

@@ -1,8 +1,7 @@
 """What DVC knows, for Snakemake: which stages are stale, and how one is run.
 
 dvc.lock is the only record of what made the files on disk. Snakemake schedules; each of its jobs runs
-its stage through DVC, so that the record is right whichever tool was called. This is the only module
-that calls DVC.
+its stage through DVC (vap.record), so that the record is right whichever tool was called.
 """
 
 from __future__ import annotations

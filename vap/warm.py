@@ -32,6 +32,9 @@ from typing import Any, NoReturn
 
 VARIABLE = "VAP_WARM"
 LIBRARIES = (
+    "dvc.cli",
+    "dvc.commands.repro",
+    "dvc.stage.serialize",
     "torch",
     "numpy",
     "PIL.Image",

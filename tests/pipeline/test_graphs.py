@@ -108,7 +108,7 @@ def snakemake_graph(root: Path, monkeypatch: pytest.MonkeyPatch) -> Graph:
         for job in inner.dag.jobs:
             if job.rule.name == "all":
                 continue
-            (name,) = re.findall(r"^dvc --wait-for-lock repro --single-item (\S+)", job.shellcmd)
+            (name,) = re.findall(r"^vap stage (\S+)", job.shellcmd)
             marks = [path for path in job.input if path.startswith(MARK)]
             assert marks == [MARK + name], f"{name} waits for the mark of another stage: {marks}"
             assert name not in graph, f"two jobs run {name}"

@@ -26,7 +26,7 @@ rule sample_ablation:
     message:
         "Sampling {wildcards.method} on {wildcards.dataset}: {wildcards.condition}"
     shell:
-        "dvc --wait-for-lock repro --single-item {params.stage} 2>&1 | tee {log}"
+        "vap stage {params.stage} 2>&1 | tee {log}"
 
 
 rule evaluate_ablation:
@@ -53,7 +53,7 @@ rule evaluate_ablation:
     message:
         "Measuring {wildcards.method} on {wildcards.dataset}: {wildcards.condition}"
     shell:
-        "dvc --wait-for-lock repro --single-item {params.stage} 2>&1 | tee {log}"
+        "vap stage {params.stage} 2>&1 | tee {log}"
 
 
 rule table2:
@@ -94,4 +94,4 @@ rule table2:
     message:
         "Writing Table 2"
     shell:
-        "dvc --wait-for-lock repro --single-item table2 2>&1 | tee {log}"
+        "vap stage table2 2>&1 | tee {log}"

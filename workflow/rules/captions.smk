@@ -38,7 +38,7 @@ rule caption:
     message:
         "Describing the images of {wildcards.dataset}"
     shell:
-        "dvc --wait-for-lock repro --single-item caption@{wildcards.dataset} 2>&1 | tee {log}"
+        "vap stage caption@{wildcards.dataset} 2>&1 | tee {log}"
 
 
 rule encode:
@@ -61,4 +61,4 @@ rule encode:
     message:
         "Encoding the descriptions of {wildcards.dataset}"
     shell:
-        "dvc --wait-for-lock repro --single-item encode@{wildcards.dataset} 2>&1 | tee {log}"
+        "vap stage encode@{wildcards.dataset} 2>&1 | tee {log}"

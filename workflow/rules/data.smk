@@ -20,7 +20,7 @@ rule prepare:
     message:
         "Preparing {wildcards.dataset}"
     shell:
-        "dvc --wait-for-lock repro --single-item prepare@{wildcards.dataset} 2>&1 | tee {log}"
+        "vap stage prepare@{wildcards.dataset} 2>&1 | tee {log}"
 
 
 rule latents:
@@ -45,4 +45,4 @@ rule latents:
     message:
         "Encoding the images of {wildcards.dataset}"
     shell:
-        "dvc --wait-for-lock repro --single-item latents@{wildcards.dataset} 2>&1 | tee {log}"
+        "vap stage latents@{wildcards.dataset} 2>&1 | tee {log}"

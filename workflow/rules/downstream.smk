@@ -24,7 +24,7 @@ rule classify:
     message:
         "Training {wildcards.classifier} on {wildcards.ratio} % of {wildcards.dataset}, synthetic: {wildcards.source}"
     shell:
-        "dvc --wait-for-lock repro --single-item {params.stage} 2>&1 | tee {log}"
+        "vap stage {params.stage} 2>&1 | tee {log}"
 
 
 rule table3:
@@ -58,4 +58,4 @@ rule table3:
     message:
         "Writing Table 3"
     shell:
-        "dvc --wait-for-lock repro --single-item table3 2>&1 | tee {log}"
+        "vap stage table3 2>&1 | tee {log}"

@@ -24,7 +24,7 @@ rule train:
     message:
         "Training {wildcards.method} on {wildcards.dataset}"
     shell:
-        "dvc --wait-for-lock repro --single-item {params.stage} 2>&1 | tee {log}"
+        "vap stage {params.stage} 2>&1 | tee {log}"
 
 
 rule sample:
@@ -51,4 +51,4 @@ rule sample:
     message:
         "Sampling {wildcards.method} on {wildcards.dataset}"
     shell:
-        "dvc --wait-for-lock repro --single-item {params.stage} 2>&1 | tee {log}"
+        "vap stage {params.stage} 2>&1 | tee {log}"

@@ -20,7 +20,7 @@ rule floor:
     message:
         "Measuring {wildcards.dataset} against itself"
     shell:
-        "dvc --wait-for-lock repro --single-item floor@{wildcards.dataset} 2>&1 | tee {log}"
+        "vap stage floor@{wildcards.dataset} 2>&1 | tee {log}"
 
 
 rule evaluate:
@@ -43,7 +43,7 @@ rule evaluate:
     message:
         "Measuring {wildcards.method} on {wildcards.dataset}"
     shell:
-        "dvc --wait-for-lock repro --single-item evaluate@{wildcards.dataset}-{wildcards.method} 2>&1 | tee {log}"
+        "vap stage evaluate@{wildcards.dataset}-{wildcards.method} 2>&1 | tee {log}"
 
 
 rule table:
@@ -71,7 +71,7 @@ rule table:
     message:
         "Writing Table 1"
     shell:
-        "dvc --wait-for-lock repro --single-item table 2>&1 | tee {log}"
+        "vap stage table 2>&1 | tee {log}"
 
 
 rule figure:
@@ -98,4 +98,4 @@ rule figure:
     message:
         "Drawing {wildcards.dataset}"
     shell:
-        "dvc --wait-for-lock repro --single-item figure@{wildcards.dataset} 2>&1 | tee {log}"
+        "vap stage figure@{wildcards.dataset} 2>&1 | tee {log}"

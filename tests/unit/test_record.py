@@ -1,0 +1,103 @@
+"""dvc.lock, a stage at a time: what DVC itself would write, to the byte."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vap.record import HEAD, with_stages
+
+
+def _stage(number: int, **more: Any) -> dict[str, Any]:
+    deps = [
+        {"path": f"data/{number}/{k}.arrow", "hash": "md5", "md5": f"{k:032x}", "size": k} for k in range(3)
+    ]
+    return {
+        "cmd": f"vap train phantom-{number} uvit",
+        "deps": deps,
+        "params": {"params.yaml": {"seed": 0, "train": {"lr": 4.0e-3, "betas": [0.9, 0.99], "path": None}}},
+        "outs": [{"path": "results/model", "hash": "md5", "md5": "ab" * 16, "size": 12}],
+        **more,
+    }
+
+
+def _by_dvc(text: str, stages: dict[str, Any]) -> str:
+    """As DVC's Lockfile.dump_stages: the whole file through a parser that keeps comments."""
+    from dvc.utils.serialize._yaml import _dump, parse_yaml_for_update
+
+    data = parse_yaml_for_update(text, "dvc.lock")
+    for name, stage in stages.items():
+        data["stages"].update({name: stage})
+    stream = io.StringIO()
+    _dump(data, stream)
+    return stream.getvalue()
+
+
+FIRST = _by_dvc(HEAD + "  x:\n    cmd: y\n", {f"train@{k}-a_b": _stage(k) for k in range(4)})
+LONG = {
+    "caption": {
+        "args": ["--limit-mm-per-prompt", '{"image": 1}'],
+        "text": "word " * 40,
+        "lines": "a\nb\n\n c",
+    }
+}
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        {"train@2-a_b": _stage(9)},
+        {"train@0-a_b": {"cmd": "short"}},
+        {"x": _stage(1)},
+        {"table": _stage(5)},
+        {"table": _stage(5), "train@3-a_b": _stage(7), "train@1-a_b": _stage(8), "last": _stage(6)},
+        {"train@1-a_b": _stage(1, params={"params.yaml": LONG})},
+        {"train@3-a_b": _stage(3)},  # nothing new
+        {},
+    ],
+)
+def test_a_stage_takes_the_place_of_its_old_self(stages: dict[str, Any]) -> None:
+    found = with_stages(FIRST, stages)
+    assert found == _by_dvc(FIRST, stages)
+    assert found is not None
+    for again in (LONG, _stage(2)):  # what was written is read again
+        more = {"train@1-a_b": {"cmd": "b", "params": {"params.yaml": again}}, "z": _stage(0)}
+        assert with_stages(found, more) == _by_dvc(found, more)
+
+
+def test_the_first_stage_of_an_empty_record() -> None:
+    assert with_stages(HEAD, {"x": {"cmd": "y"}}) == HEAD + "  x:\n    cmd: y\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "schema: '2.0'\nstages: {}\n",
+        "schema: '2.0'\ndatasets: []\nstages:\n  x:\n    cmd: y\n",
+        FIRST + "datasets: []\n",
+        FIRST.replace("  train@1", "<<<<<<< HEAD\n  train@1"),
+        FIRST.replace("  train@1", "# a note\n  train@1"),
+        FIRST.removesuffix("\n"),
+    ],
+)
+def test_a_record_of_another_form_is_left_to_dvc(text: str) -> None:
+    assert with_stages(text, {"x": {"cmd": "z"}}) is None
+
+
+def test_the_records_of_the_project_are_of_that_form() -> None:
+    text = Path(__file__).parents[2].joinpath("dvc.lock").read_text(encoding="utf-8")
+    assert with_stages(text, {}) == text
+
+
+def test_dvc_writes_the_record_through_this_function() -> None:
+    """The one place that is replaced: if a version of DVC moves it, this fails, and stages get slow."""
+    import inspect
+
+    from dvc.dvcfile import Lockfile, ProjectFile
+
+    assert list(inspect.signature(Lockfile.dump_stages).parameters) == ["self", "stages", "kwargs"]
+    assert "self._lockfile.dump_stages(stages, **kwargs)" in inspect.getsource(ProjectFile)
