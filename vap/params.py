@@ -31,6 +31,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 PositiveInt = Annotated[int, Field(ge=1)]
 Percent = Annotated[str, Field(pattern=r"^([1-9][0-9]?|100)$")]  # as text: it is a part of stage names
 Label = Annotated[str, Field(min_length=1)]
+RUN_NAME = r"(.+)_seed(\d+)"  # of a method's further run (vap.runs)
 QUESTIONS = Path(__file__).parent / "captioning" / "questions"
 
 
@@ -374,6 +375,7 @@ class Params(Section):
     """The whole of params.yaml."""
 
     seed: Annotated[int, Field(ge=0)]
+    seeds: list[Annotated[int, Field(ge=0)]]
     datasets: Annotated[list[Name], Field(min_length=1)]
     methods: Annotated[list[Name], Field(min_length=1)]
     learns_from: dict[Kind, list[Name]]
@@ -403,6 +405,10 @@ class Params(Section):
                 raise ValueError(f"{kind} names {unknown[0]!r}, which has no entry under {kind[:-1]}")
         if odd := [name for name in self.methods if "_without_" in name]:
             raise ValueError(f"methods names {odd[0]!r}, an ablation: its place is ablation.without")
+        if odd := [name for name in self.methods if re.fullmatch(RUN_NAME, name)]:
+            raise ValueError(f"methods names {odd[0]!r}, which would be the name of a run of another method")
+        if len({self.seed, *self.seeds}) <= len(self.seeds):
+            raise ValueError(f"seeds must be further ones, each once: {self.seeds} beside seed {self.seed}")
         for name in self.ablation.without:
             if name not in self.method:
                 raise ValueError(f"ablation.without names {name!r}, which has no entry under method")

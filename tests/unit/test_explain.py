@@ -83,9 +83,9 @@ def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table3.run(params())
 
 
-def params() -> Params:
+def params(**changes: Any) -> Params:
     network = {"model": "test_resnet", "weights": None, "image_size": 32, "steps": 1, "batch_size": 2}
-    plain = settings(methods=["vap"], learns_from={"prompts": ["vap"]})
+    plain = settings(methods=["vap"], learns_from={"prompts": ["vap"]}, **changes)
     lists = {"classifiers": ["net"], "ratios": ["1"], "sources": ["vap"]}
     return with_downstream(plain, {**lists, "classifier": {"net": {**network, "lr": 0.1}}})
 
@@ -266,6 +266,34 @@ def test_the_floor_has_a_chain_of_its_own() -> None:
         assert found["from"]["path"] == str(FLOOR)
         assert (found["from"]["key"], found["from"]["state"]) == ("train_test.fid", MATCHES)
         assert set(found["records"]) == {str(FLOOR), str(PREPARED)}
+
+
+@pytest.mark.usefixtures("chain")
+def test_a_mean_has_the_chains_of_all_its_runs() -> None:
+    other = metrics_path("own", "vap_seed4", "seen")
+    write_metrics(other, "seen", method="vap_seed4", fid=14.3456)
+    table.run(params(seeds=[4]))
+    found = explain(TABLE1, "own,vap", "fid")
+    assert (found["value"], found["state"]) == ("13.346", MATCHES)
+    assert [(run["run"], run["seed"], run["path"], run["value"]) for run in found["runs"]] == [
+        ("vap", 7, str(METRICS), 12.3456),
+        ("vap_seed4", 4, str(other), 14.3456),
+    ]
+    assert {str(METRICS), str(other), str(SAMPLES), str(PREPARED)} < set(found["records"])
+    assert explain(TABLE1, "1", "fid_sd")["value"] == "1.414"
+    assert explain(TABLE1, "1", "fid_sd")["state"] == MATCHES
+    printed = shown(str(TABLE1), "1", "fid")
+    assert "mean over 2 runs, matches" in printed
+    assert f"vap_seed4, seed 4: {other}, fid 14.3456" in printed
+    assert "standard deviation over 2 runs" in shown(str(TABLE1), "1", "fid_sd")
+    columns = TABLE1.read_text().split("\n", 1)[0].split(",")
+    ours = [column for column in columns if not column.startswith("paper_")]
+    told = {column: explain(TABLE1, "1", column) for column in ours}
+    states = {column: found.get("from", found)["state"] for column, found in told.items()}
+    assert {column for column, state in states.items() if state != MATCHES} == {"runs", "seeds"}
+    write_metrics(other, "seen", method="vap_seed4", fid=15.0)
+    assert explain(TABLE1, "1", "fid")["state"] == CHANGED
+    assert shown(str(TABLE1), "1", "fid").splitlines()[-1].endswith("the table is older than its JSON")
 
 
 @pytest.mark.usefixtures("chain")

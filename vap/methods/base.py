@@ -261,7 +261,8 @@ def trained_method(
     Raises:
         VapError: the settings do not fit the method.
     """
-    name, place = config["method"], f"results/models/{config['dataset']}/{config['method']}/config.json"
+    name, run = config["method"], config.get("run", config["method"])
+    place = f"results/models/{config['dataset']}/{run}/config.json"
     cls = method_class(name)
     sample = None
     if params is not None:
