@@ -30,7 +30,11 @@ audits = typer.Typer(no_args_is_help=True, help="Look at what the stages have ma
 app.add_typer(audits, name="audit")
 Dataset = Annotated[str, typer.Argument(help="A name under `datasets` of params.yaml.")]
 Method = Annotated[
-    str, typer.Argument(help="A name under `methods` of params.yaml, or METHOD_seedN with N of `seeds`.")
+    str,
+    typer.Argument(
+        help="A name under `methods` of params.yaml; METHOD_seedN with N of `seeds`; METHOD_dataR with R of "
+        "`downstream.generator_ratios`."
+    ),
 ]
 Condition = Annotated[
     str,
@@ -134,7 +138,9 @@ def classify(
     dataset: Dataset,
     classifier: Annotated[str, typer.Argument(help="A name under `downstream.classifiers` of params.yaml.")],
     ratio: Annotated[str, typer.Argument(help="Percent of the real training images.")],
-    source: Annotated[str, typer.Argument(help="none, or the method whose samples are added.")],
+    source: Annotated[
+        str, typer.Argument(help="none, or the method whose samples are added, or METHOD_dataRATIO.")
+    ],
 ) -> None:
     """Train a classifier on real images, alone or with synthetic ones, and test it."""
     from vap.stages.classify import run

@@ -18,7 +18,7 @@ from typing import Any
 from vap.artifacts import file_sha256
 from vap.captioning.questions import FOLDER as QUESTIONS
 from vap.closure import code_hash, module_file
-from vap.downstream.places import REAL_ALONE, label_of, scores_path
+from vap.downstream.places import label_of, scores_path, source_of
 from vap.errors import VapError
 from vap.explain_lock import Lock
 from vap.runs import method_of, seed_run
@@ -87,7 +87,9 @@ def explain(table: Path, row: str, column: str) -> Found:
     if column.startswith(FLOOR):
         path, own = floor_path(cells["dataset"]), {"dataset": cells["dataset"]}
     read = _read(table, path, own, column)
-    if "runs" in cells and column == "seeds":  # those of all runs
+    of_runs = "runs" in cells and column == "seeds"  # those of all runs
+    repeated = number == 3 and cells["images"] != label_of(own["source"])  # the scores of another row
+    if of_runs or (repeated and column in ("images", "generator_data")):
         read["key"], read["value"] = None, None
     read["state"] = _agrees(cells[column], column, read["value"]) if read["key"] else None
     return found | {"from": read, "records": _records(path)}
@@ -161,9 +163,8 @@ def _row(table: Path, row: str) -> tuple[int, dict[str, str]]:
 def _scores(number: int, cells: Mapping[str, str]) -> tuple[Path, dict[str, str]]:
     """The JSON that a row was read from, and what it must say of itself."""
     if number == 3:
-        source = cells["images"].removeprefix(label_of(""))
         own = {name: cells[name] for name in ("dataset", "classifier", "ratio")}
-        own["source"] = REAL_ALONE if source == label_of(REAL_ALONE) else source
+        own["source"] = source_of(cells["images"], cells["ratio"])
         return scores_path(own["dataset"], own["classifier"], own["ratio"], own["source"]), own
     own = {name: cells[name] for name in ("dataset", "method")}
     own["condition"] = cells["condition"] if number == 2 else "seen"

@@ -2,6 +2,7 @@
 
     METHOD          with `seed`: the method's own run
     METHOD_seedN    with seed N of `seeds`, weights and samples; splits and metrics keep `seed` (Table 1)
+    METHOD_dataR    on R percent of the training images, those of the classifiers of that ratio (Table 3)
 
 A run's name stands wherever a method's does: in commands, paths and records. Its module, its settings and
 what it learns from are its method's.
@@ -9,6 +10,7 @@ what it learns from are its method's.
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -26,22 +28,30 @@ class Run:
         method: whose run it is.
         seed: of its weights, batches and samples.
         variant: what tells it from the method's own; "" for that.
+        percent: of the training images that it sees; None: all.
     """
 
     name: str
     method: str
     seed: int
-    variant: Literal["", "seed"] = ""
+    variant: Literal["", "seed", "ratio"] = ""
+    percent: int | None = None
 
     @property
     def item(self) -> str:
-        """How DVC's stages name it: METHOD, or METHOD-N."""
-        return f"{self.method}-{self.seed}" if self.variant else self.method
+        """How DVC's stages name it: METHOD, METHOD-N or METHOD-R."""
+        more = {"": "", "seed": f"-{self.seed}", "ratio": f"-{self.percent}"}
+        return self.method + more[self.variant]
 
 
 def seed_run(method: str, seed: int) -> str:
     """The name of a method's run with another seed."""
     return f"{method}_seed{seed}"
+
+
+def share_run(method: str, percent: int) -> str:
+    """The name of a method's run on a share of the training images."""
+    return f"{method}_data{percent}"
 
 
 def method_of(name: str) -> str:
@@ -52,9 +62,11 @@ def method_of(name: str) -> str:
 
 def runs_of(params: Params) -> dict[str, Run]:
     """All runs that params.yaml implies, by name: the methods' own first."""
-    own = [*params.methods, *params.ablation.without]
+    own, downstream = [*params.methods, *params.ablation.without], params.downstream
     runs = [Run(method, method, params.seed) for method in own]
     runs += [Run(seed_run(m, seed), m, seed, "seed") for m in params.methods for seed in params.seeds]
+    for method, percent in itertools.product(downstream.sources, map(int, downstream.generator_ratios)):
+        runs.append(Run(share_run(method, percent), method, params.seed, "ratio", percent))
     return {run.name: run for run in runs}
 
 

@@ -26,6 +26,17 @@ from vap.runs import method_of
 MARK = ".snakemake/stale/"
 TARGETS = {"all", "results/tables/table2.csv", "results/tables/table3.csv"}
 RUNS = "config/demo.yaml with further runs"  # what no profile asks for
+RATIO = {
+    "downstream.sources": ["stylegan", "cbdm", "uvit", "vap"],
+    "downstream.generator_data": ["full", "ratio"],
+    "downstream.generator_ratios": ["1", "10"],
+    "downstream.generators": {
+        "images": ["cbdm"],
+        "adversary": ["stylegan"],
+        "latents": ["uvit"],
+        "prompts": ["vap"],
+    },
+}
 PARAMS_FILES = ["params.yaml", *sorted(f"config/{p.name}" for p in CHECKOUT.glob("config/*.yaml"))]
 ALL_PARAMS = [*PARAMS_FILES, RUNS]
 
@@ -40,6 +51,8 @@ UNTRACKED = {
     "caption.vllm.env": "telemetry, paths and the like",
     "caption.vllm.start_timeout": "how long to wait for the server changes no answer",
     "caption.vllm.tensor_parallel_size": "how many GPUs share the model changes last digits at most",
+    "downstream.generator_ratios": "follows from ratios and generator_data: the graph itself",
+    "downstream.generators": "follows from sources, learns_from and generator_data: the graph itself",
     "learns_from": "decides which of two stages a method has: the graph itself",
 }
 # What a stage's code reads but does not track, and why; `compute` aside.
@@ -143,7 +156,7 @@ def with_params(project: Project, file: str) -> None:
     """Put a params file in force, with a stand-in for each raw folder that is not in the repository."""
     (project.root / "params.yaml").write_bytes((CHECKOUT / file.partition(" ")[0]).read_bytes())
     if file == RUNS:
-        project.edit_params({"seeds": [1, 27]})
+        project.edit_params({"seeds": [1, 27], **RATIO})
     for dataset in project.params()["datasets"]:
         (project.root / "data/raw" / dataset).mkdir(exist_ok=True)
 
@@ -341,7 +354,8 @@ def kindred(name: str, command: str) -> list[str]:
     The methods of a kind share one entry of dvc.yaml, which names their own files by ${item.method}; what
     else it declares serves some of them.
     """
-    kind = name.partition("@")[0].partition("-")[2].removesuffix("-seed")
+    kind = name.partition("@")[0].partition("-")[2]
+    kind = kind.removesuffix("-seed").removesuffix("-ratio")
     before, after = command.split()[:3], command.split()[4:]
     methods = ABLATIONS.get(kind) or methods_of(kind)
     return [command, *(" ".join([*before, method, *after]) for method in methods)]

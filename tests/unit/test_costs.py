@@ -103,6 +103,8 @@ def test_a_rule_is_found_by_the_commands_verb(project: Path, no_counting: None) 
 
 def test_a_run_costs_what_its_method_costs(no_counting: None) -> None:
     config = config_of("smoke") | {"seeds": [1, 27]}
+    config["downstream"] |= {"generator_data": ["full", "ratio"], "generator_ratios": ["10"]}
+    config["downstream"]["generators"]["prompts"] = ["vap"]
     rows = costs.estimate(parse(config), config, "cuda", costs.load_rates())
     names = [f"{row.stage}@{row.item}" if row.item else row.stage for row in rows]
     assert names == pipeline.stage_names(config)
@@ -112,6 +114,11 @@ def test_a_run_costs_what_its_method_costs(no_counting: None) -> None:
             own = by_name[f"{stage}@phantom-isic2018-{method}{more}"]
             run = by_name[f"{stage}-seed@phantom-isic2018-{method}-27"]
             assert run == replace(own, stage=run.stage, item=run.item)
+    for stage in ("train", "sample"):
+        own = by_name[f"{stage}-prompts@phantom-isic2018-vap"]
+        run = by_name[f"{stage}-prompts-ratio@phantom-isic2018-vap-10"]
+        assert run == replace(own, stage=run.stage, item=run.item)
+    assert sum(row.stage == "classify-ratio" for row in rows) == 4  # two datasets, two classifiers
 
 
 def test_sums_add_up(no_counting: None) -> None:

@@ -17,6 +17,7 @@ from vap.artifacts import SCHEMAS, ArrowFile, atomic, build_arrow, provenance, r
 from vap.datasets.images import decode, encode
 from vap.diffusion.draw import draw
 from vap.diffusion.sampler import noise_of
+from vap.downstream.subset import share_of
 from vap.errors import VapError
 from vap.methods.base import Condition, OneStepMethod, Request, Shapes, trained_method
 from vap.methods.diffusion import DiffusionMethod
@@ -30,6 +31,7 @@ from vap.stages.common import (
     autoencoder_path,
     bank_path,
     model_path,
+    prepared_path,
     preview_path,
     samples_path,
     set_up_torch,
@@ -172,8 +174,11 @@ def run(params: Params, dataset: str, name: str, condition: str) -> Path:
     if generator.method.kind == "prompts":
         inputs["prompts"] = bank_path(dataset)
         bank = PromptBank(bank_path(dataset))
-        others = params.ablation.other
-        draws = draws_of(condition, bank, generator.classes, device, others.get(dataset))
+        others, share = params.ablation.other, None
+        if wanted.percent is not None:
+            share = share_of(dataset, wanted.percent, params.seed)
+            inputs["prepared"] = prepared_path(dataset)
+        draws = draws_of(condition, bank, generator.classes, device, others.get(dataset), share)
         inputs |= draws.inputs
     record = provenance(
         "sample",

@@ -17,11 +17,12 @@ from vap.artifacts import (
     write_json,
     write_safetensors,
 )
+from vap.downstream.subset import share_of
 from vap.errors import VapError
 from vap.methods.base import Method, Shapes, load_method
 from vap.params import Params
 from vap.runs import run_of
-from vap.stages.common import model_path, set_up_torch, training_log_path
+from vap.stages.common import model_path, prepared_path, set_up_torch, training_log_path
 from vap.training.engine import train, write_log
 from vap.training.watch import Watch
 
@@ -53,8 +54,11 @@ def run(params: Params, dataset: str, name: str) -> Path:
             "move it there",
         )
     even = TEXT_MULTIPLE if device.type == "cuda" or params.compute.compile else 1
-    data = implementation.data(dataset, even)
+    only = None if wanted.percent is None else share_of(dataset, wanted.percent, params.seed)
+    data = implementation.data(dataset, even, only)
     inputs = dict(data.inputs)
+    if only is not None:
+        inputs["prepared"] = prepared_path(dataset)
     own = implementation.train
     if implementation.start_from is not None:
         if not implementation.start_from.is_file():
@@ -65,6 +69,7 @@ def run(params: Params, dataset: str, name: str) -> Path:
                 "correct the path",
             )
         inputs["start_from"] = implementation.start_from
+    share = {} if wanted.percent is None else {"percent": wanted.percent}
     record = provenance(
         "train",
         (dataset, name),
@@ -73,6 +78,7 @@ def run(params: Params, dataset: str, name: str) -> Path:
             "train": params.train.model_dump(),
             "model": params.method[method].model,
             "method_train": own.model_dump(),
+            **share,
         },
         inputs=inputs,
         libraries=("accelerate", "numpy", "pyarrow", "safetensors", "torch", *implementation.libraries),
@@ -91,6 +97,7 @@ def run(params: Params, dataset: str, name: str) -> Path:
         "dataset": dataset,
         "method": method,
         **({"run": name} if wanted.variant else {}),
+        **share,
         "classes": data.classes,
         "class_counts": data.counts.tolist(),
         "scale": data.scale,

@@ -12,7 +12,7 @@ except VapError as error:
     raise WorkflowError(str(error)) from None
 
 
-RUNS = runs_of(PARAMS)  # by name: the methods' own and those that seeds implies
+RUNS = runs_of(PARAMS)  # by name: the methods' own, and those that seeds and downstream.generator_data imply
 
 
 def params_of(*keys):
@@ -53,9 +53,9 @@ def run_settings(*keys):
     return settings
 
 
-def measured_runs():
-    """The runs that Table 1 is of."""
-    return [run.name for run in RUNS.values() if run.method in config["methods"]]
+def runs(*variants):
+    """The runs of `methods` of these variants: "" is the methods' own."""
+    return [run.name for run in RUNS.values() if run.method in config["methods"] and run.variant in variants]
 
 
 def kind_of(wildcards):
@@ -67,12 +67,22 @@ def examples(wildcards):
     """What a run learns from: images or latents, and the prompt bank where descriptions condition it."""
     kind = kind_of(wildcards)
     data = "prepared" if kind in ("images", "adversary") else "latents"
-    return [f"data/{data}/{{dataset}}.arrow", *prompts(wildcards)]
+    return [f"data/{data}/{{dataset}}.arrow", *share(wildcards), *prompts(wildcards)]
+
+
+def share(wildcards):
+    """The prepared images, of which a share is drawn, for the runs on one."""
+    return ["data/prepared/{dataset}.arrow"] if RUNS[wildcards.method].variant == "ratio" else []
 
 
 def prompts(wildcards):
     """The prompt bank, for the methods that are conditioned on descriptions."""
     return ["data/prompts/{dataset}.arrow"] if kind_of(wildcards) == "prompts" else []
+
+
+def descriptions(wildcards):
+    """What descriptions are drawn from: the prompt bank, and the images of a run on a share of them."""
+    return [*prompts(wildcards), *share(wildcards)] if prompts(wildcards) else []
 
 
 def decoder(wildcards):
@@ -136,7 +146,20 @@ DOWNSTREAM = config["downstream"]
 def classify_stage(wildcards):
     """DVC's name of a classifier's stage: real images alone have a stage without samples among its inputs."""
     item = f"{wildcards.dataset}-{wildcards.classifier}-{wildcards.ratio}"
-    return f"classify@{item}" if wildcards.source == "none" else f"classify-plus@{item}-{wildcards.source}"
+    if wildcards.source == "none":
+        return f"classify@{item}"
+    run = RUNS.get(wildcards.source)
+    if run is None or run.variant != "ratio":
+        return f"classify-plus@{item}-{wildcards.source}"
+    return f"classify-ratio@{item}-{run.method}"
+
+
+def scored_sources():
+    """RATIO-SOURCE of the scores of Table 3."""
+    own = [
+        f"{ratio}-{source}" for ratio in DOWNSTREAM["ratios"] for source in ["none", *DOWNSTREAM["sources"]]
+    ]
+    return own + [f"{run.percent}-{run.name}" for run in RUNS.values() if run.variant == "ratio"]
 
 
 def synthetic_images(wildcards):
@@ -158,7 +181,6 @@ def classify_settings(wildcards):
     ]
     if wildcards.source != "none":
         keys += [
-            "downstream.generator_data",
             "downstream.synthetic",
             "downstream.synthetic_balance",
             "downstream.real_share",

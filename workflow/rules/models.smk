@@ -32,7 +32,7 @@ rule sample:
     input:
         stage_mark("sample"),
         stage_code("sample"),
-        prompts,
+        descriptions,
         decoder,
         "results/models/{dataset}/{method}/config.json",
         "results/models/{dataset}/{method}/model.safetensors",

@@ -55,7 +55,7 @@ rule table:
         expand(
             "results/metrics/{dataset}/{method}-seen.json",
             dataset=config["datasets"],
-            method=measured_runs(),
+            method=runs("", "seed"),
         ),
         expand("results/metrics/{dataset}/real.json", dataset=config["datasets"]),
     output:
@@ -83,7 +83,7 @@ rule figure:
         "data/prepared/{dataset}.arrow",
         expand(
             "results/samples/{{dataset}}/{method}-seen.{suffix}",
-            method=measured_runs(),
+            method=runs("", "seed", "ratio"),  # all that stands in that folder; it shows the methods' own
             suffix=["arrow", "png"],
         ),
     output:
