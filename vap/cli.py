@@ -29,7 +29,13 @@ app.add_typer(data, name="data")
 audits = typer.Typer(no_args_is_help=True, help="Look at what the stages have made.")
 app.add_typer(audits, name="audit")
 Dataset = Annotated[str, typer.Argument(help="A name under `datasets` of params.yaml.")]
-Method = Annotated[str, typer.Argument(help="A name under `methods` of params.yaml.")]
+Method = Annotated[
+    str,
+    typer.Argument(
+        help="A name under `methods` of params.yaml; METHOD_seedN with N of `seeds`; METHOD_dataR with R of "
+        "`downstream.generator_ratios`."
+    ),
+]
 Condition = Annotated[
     str,
     typer.Argument(
@@ -42,16 +48,14 @@ Condition = Annotated[
 
 def _params(dataset: str | None = None, method: str | None = None) -> Params:
     from vap.params import load
+    from vap.runs import run_of
 
     params = load()
-    for kind, name, known in (
-        ("dataset", dataset, params.dataset),
-        ("method", method, [*params.methods, *params.ablation.without]),
-    ):
-        if name is not None and name not in known:
-            raise VapError(
-                kind, repr(name), f"one of {', '.join(known)}", "name one, or add it to params.yaml"
-            )
+    if dataset is not None and dataset not in params.dataset:
+        expected = f"one of {', '.join(params.dataset)}"
+        raise VapError("dataset", repr(dataset), expected, "name one, or add it to params.yaml")
+    if method is not None:
+        run_of(params, method)
     return params
 
 
@@ -134,7 +138,9 @@ def classify(
     dataset: Dataset,
     classifier: Annotated[str, typer.Argument(help="A name under `downstream.classifiers` of params.yaml.")],
     ratio: Annotated[str, typer.Argument(help="Percent of the real training images.")],
-    source: Annotated[str, typer.Argument(help="none, or the method whose samples are added.")],
+    source: Annotated[
+        str, typer.Argument(help="none, or the method whose samples are added, or METHOD_dataRATIO.")
+    ],
 ) -> None:
     """Train a classifier on real images, alone or with synthetic ones, and test it."""
     from vap.stages.classify import run

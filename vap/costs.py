@@ -52,7 +52,7 @@ def _listed(config: Mapping[str, Any], value: Any) -> list[str]:
     if not isinstance(value, str):
         return [str(item) for item in value]
     key = value.removeprefix("${").removesuffix("}")
-    return list(pipeline.settings(config, key)[key])
+    return [str(item) for item in pipeline.settings(config, key)[key]]
 
 
 # ── rates ───────────────────────────────────────────────────────────────────────────────────────────

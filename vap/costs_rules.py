@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from vap.costs_count import Coder, Work, autoencoder, timm_pass
 from vap.costs_model import Job, Model, Row, fid_flops, pair_flops, sampling, training
+from vap.runs import run_of
 
 STATE = 20  # bytes a parameter in training: weights, gradient, two moments, average, each in float32
 CHECKPOINT = 16  # of these in a checkpoint
@@ -177,7 +178,8 @@ def latents(model: Model, job: Job) -> Row:
 
 
 def train(model: Model, job: Job) -> Row:
-    params, (_, dataset, method) = model.params, job.words[:3]
+    params, (_, dataset, name) = model.params, job.words[:3]
+    method = run_of(params, name).method
     own = params.method[method].train
     piece = min(params.compute.micro_batch or own.batch_size, own.batch_size)
     step = training(params, method, model.sizes(dataset, method), piece) * (own.batch_size / piece)
@@ -194,7 +196,8 @@ def train(model: Model, job: Job) -> Row:
 
 
 def sample(model: Model, job: Job) -> Row:
-    params, (_, dataset, method) = model.params, job.words[:3]
+    params, (_, dataset, name) = model.params, job.words[:3]
+    method = run_of(params, name).method
     own, batch = params.sample, min(params.sample.batch_size, params.sample.n)
     sizes = model.sizes(dataset, method)
     work, steps, passes = sampling(params, method, sizes, batch, model.device)

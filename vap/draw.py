@@ -9,11 +9,13 @@ import torch
 
 from vap.artifacts import atomic
 from vap.datasets.images import encode
+from vap.downstream.subset import share_of
 from vap.errors import VapError
 from vap.methods.base import Condition
 from vap.params import Params
 from vap.prompts.bank import PromptBank
-from vap.prompts.draws import SentenceDraws, read_sentences
+from vap.prompts.draws import Draws, SentenceDraws, draws_of, read_sentences
+from vap.runs import run_of
 from vap.stages.common import bank_path, model_path, set_up_torch
 from vap.stages.sample import Generator
 from vap.training.data import null_of
@@ -61,15 +63,17 @@ def draw(
         raise VapError("--text and --texts", "both", "one of them", "leave one out")
     if generator.method.kind == "prompts":
         bank = PromptBank(bank_path(dataset))
-        source: PromptBank | SentenceDraws = bank
         if text is not None or texts_file is not None:
             own = [(label, text)] if text is not None else []
             if texts_file is not None:
                 own = read_sentences(texts_file, generator.classes, label)
-            source = SentenceDraws(own, bank, device)
+            source: Draws = SentenceDraws(own, bank, device)
             rows = [i % len(own) for i in range(n)]
         else:
-            rows = [bank.draw(label, np.random.default_rng([seed, 11, i])) for i in range(n)]
+            percent = run_of(params, method).percent
+            share = None if percent is None else share_of(dataset, percent, params.seed)
+            source = draws_of("seen", bank, generator.classes, device, share=share)
+            rows = [source.draw(label, np.random.default_rng([seed, 11, i])) for i in range(n)]
         condition = Condition(labels, *source.collate(rows))
         texts = [source.text(row) for row in rows]
     elif text is not None or texts_file is not None:

@@ -18,10 +18,12 @@ from typing import Any
 from vap.artifacts import file_sha256
 from vap.captioning.questions import FOLDER as QUESTIONS
 from vap.closure import code_hash, module_file
-from vap.downstream.places import REAL_ALONE, label_of, scores_path
+from vap.downstream.places import label_of, scores_path, source_of
 from vap.errors import VapError
 from vap.explain_lock import Lock
+from vap.runs import method_of, seed_run
 from vap.stages.common import floor_path, latents_path, metrics_path
+from vap.stages.table import NUMBERS, SD, mean_and_sd
 
 # table to its number, the columns that name a row, and where the paper's printed numbers are kept
 TABLES: dict[str, tuple[int, tuple[str, ...], str]] = {
@@ -79,23 +81,42 @@ def explain(table: Path, row: str, column: str) -> Found:
     }
     if column.startswith(PAPER):
         return found | {"paper": {"table": number, "file": printed}}
+    if "runs" in cells and column.removesuffix(SD) in NUMBERS:
+        return found | _mean_of_runs(table, cells, column)
     path, own = _scores(number, cells)
     if column.startswith(FLOOR):
         path, own = floor_path(cells["dataset"]), {"dataset": cells["dataset"]}
+    read = _read(table, path, own, column)
+    of_runs = "runs" in cells and column == "seeds"  # those of all runs
+    repeated = number == 3 and cells["images"] != label_of(own["source"])  # the scores of another row
+    if of_runs or (repeated and column in ("images", "generator_data")):
+        read["key"], read["value"] = None, None
+    read["state"] = _agrees(cells[column], column, read["value"]) if read["key"] else None
+    return found | {"from": read, "records": _records(path)}
+
+
+def _read(table: Path, path: Path, own: Mapping[str, str], column: str) -> Found:
+    """What a JSON has under a column's key; it must say of itself what `own` says."""
     data = _json(path)
     if foreign := [name for name, value in own.items() if str(data.get(name)) != value]:
         what = f"{foreign[0]} {data.get(foreign[0])}"
         raise VapError(path, what, f"{own[foreign[0]]}, as in {table}", "run its stage again")
     key, value = _value(data, column)
-    state = _agrees(cells[column], column, value) if key else None
-    found["from"] = {
-        "path": str(path),
-        "sha256": file_sha256(path),
-        "key": key,
-        "value": value,
-        "state": state,
-    }
-    return found | {"records": _records(path)}
+    return {"path": str(path), "sha256": file_sha256(path), "key": key, "value": value}
+
+
+def _mean_of_runs(table: Path, cells: Mapping[str, str], column: str) -> Found:
+    """The runs behind a mean, or behind its standard deviation, and whether they still give it."""
+    first, *further = cells["seeds"].split()
+    names = [cells["method"], *(seed_run(cells["method"], int(seed)) for seed in further)]
+    runs = []
+    for name, seed in zip(names, [first, *further], strict=True):
+        path, own = _scores(1, {**cells, "method": name})
+        runs.append({"run": name, "seed": int(seed), **_read(table, path, own, column.removesuffix(SD))})
+    cell = cells[column]
+    mean, sd = mean_and_sd([run["value"] for run in runs], len(cell.partition(".")[2]))
+    state = MATCHES if cell == (sd if column.endswith(SD) else mean) else CHANGED
+    return {"runs": runs, "state": state, "records": _records(*(Path(run["path"]) for run in runs))}
 
 
 # ── the cell ──────────────────────────────────────────────────────────────────────────────────────
@@ -142,9 +163,8 @@ def _row(table: Path, row: str) -> tuple[int, dict[str, str]]:
 def _scores(number: int, cells: Mapping[str, str]) -> tuple[Path, dict[str, str]]:
     """The JSON that a row was read from, and what it must say of itself."""
     if number == 3:
-        source = cells["images"].removeprefix(label_of(""))
         own = {name: cells[name] for name in ("dataset", "classifier", "ratio")}
-        own["source"] = REAL_ALONE if source == label_of(REAL_ALONE) else source
+        own["source"] = source_of(cells["images"], cells["ratio"])
         return scores_path(own["dataset"], own["classifier"], own["ratio"], own["source"]), own
     own = {name: cells[name] for name in ("dataset", "method")}
     own["condition"] = cells["condition"] if number == 2 else "seen"
@@ -183,10 +203,10 @@ def _agrees(cell: str, column: str, value: Any) -> str | None:
 # ── the chain ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def _records(first: Path) -> dict[str, Found]:
+def _records(*first: Path) -> dict[str, Found]:
     """File that holds a record to the record and the state of what it read, from `first` upstream."""
     hashes: dict[Path, str] = {}
-    lock, todo = Lock(), [first]
+    lock, todo = Lock(), list(first)
     found: dict[str, Found] = {}
     while todo:
         home = todo.pop(0)
@@ -307,7 +327,7 @@ def _modules(record: Found) -> list[str]:
     stage, item = record["stage"], record["item"]
     names = [f"vap.stages.{stage}"]
     if stage in ("train", "sample"):
-        names += [f"vap.methods.{method}" for method in item[1:2]]
+        names += [f"vap.methods.{method_of(name)}" for name in item[1:2]]
     if stage == "caption" and record["params"].get("by") == "measured":
         names.append("vap.captioning.describer_server")
     return names

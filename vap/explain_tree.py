@@ -12,6 +12,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from vap.explain import ABSENT, CHANGED, EMPTY, MATCHES, Found, explain
+from vap.stages.table import SD
 
 SHORT = 12  # hex digits of a sha256
 PIPE = 4096  # columns of a file or a pipe: every line whole
@@ -48,11 +49,21 @@ def tree(found: Found) -> Tree:
             said = f"the paper prints no number for this row in its Table {paper['table']}"
         root.add(Text(said))
         return root
+    told: set[str] = set()
+    if "runs" in found:
+        what = "standard deviation" if found["column"].endswith(SD) else "mean"
+        node = root.add(Text.assemble(f"{what} over {len(found['runs'])} runs, ", *_stated(found["state"])))
+        for run in found["runs"]:
+            value = json.dumps(run["value"])
+            said = f"{run['run']}, seed {run['seed']}: {run['path']}, {run['key']} {value}"
+            below = node.add(Text(f"{said}; sha256 {run['sha256'][:SHORT]}"))
+            _add(below, found["records"], run["path"], run["path"], told)
+        return root
     read = found["from"]
     node = root.add(
         Text.assemble(f"read from {read['path']}, ", *_said(read), f"; sha256 {read['sha256'][:SHORT]}")
     )
-    _add(node, found["records"], read["path"], read["path"], set())
+    _add(node, found["records"], read["path"], read["path"], told)
     return root
 
 
@@ -65,8 +76,12 @@ def _said(read: Mapping[str, Any]) -> Iterator[str | tuple[str, str]]:
     if read["state"] is None:
         yield "(which the table does not print)"
     else:
-        yield (read["state"], STYLES[read["state"]])
-        yield "" if read["state"] == MATCHES else " the table was written: make it again"
+        yield from _stated(read["state"])
+
+
+def _stated(state: str) -> Iterator[str | tuple[str, str]]:
+    yield (state, STYLES[state])
+    yield "" if state == MATCHES else " the table was written: make it again"
 
 
 def _add(node: Tree, records: Mapping[str, Found], home: str, path: str, told: set[str]) -> None:
@@ -145,6 +160,6 @@ def summary(found: Found) -> str:
     lines += [f"{state}: {', '.join(paths)}" for state, paths in bad.items() if paths]
     if code := sorted({r["stage"] for r in records if r["code"]["now"] != r["code"]["recorded"]}):
         lines.append(f"code {CHANGED}: {', '.join(code)}")
-    if found["from"]["state"] == CHANGED:
+    if found.get("from", found)["state"] == CHANGED:
         lines.append("the table is older than its JSON")
     return "; ".join(lines if len(lines) > 1 else [*lines, "all as recorded"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -31,6 +31,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 PositiveInt = Annotated[int, Field(ge=1)]
 Percent = Annotated[str, Field(pattern=r"^([1-9][0-9]?|100)$")]  # as text: it is a part of stage names
 Label = Annotated[str, Field(min_length=1)]
+RUN_NAME = r"(.+)_(?:seed|data)\d+"  # of a method's further run (vap.runs)
 QUESTIONS = Path(__file__).parent / "captioning" / "questions"
 
 
@@ -312,7 +313,9 @@ class DownstreamParams(Section):
     ratios: Annotated[list[Percent], Field(min_length=1)]
     sources: list[Name]
     classifier: dict[Name, ClassifierParams]
-    generator_data: Literal["full"]
+    generator_data: list[Literal["full", "ratio"]]
+    generator_ratios: list[Percent]
+    generators: dict[Kind, list[Name]]
     synthetic: PositiveInt | None
     synthetic_balance: Literal["as_sampled", "balanced"]
     real_share: Annotated[float, Field(gt=0, lt=1)] | None
@@ -333,6 +336,12 @@ class DownstreamParams(Section):
             raise ValueError(f"classifiers names {unknown[0]!r}, which has no entry under classifier")
         if "none" in self.sources:
             raise ValueError("'none' is the name of real images alone, which are always there")
+        if self.generator_data not in (["full"], ["full", "ratio"]):
+            raise ValueError("generator_data must be [full] or [full, ratio]: rows of 100 % are full's")
+        below = [ratio for ratio in self.ratios if "ratio" in self.generator_data and int(ratio) < 100]
+        if self.generator_ratios != below:
+            what = "those of ratios below 100" if "ratio" in self.generator_data else "none without ratio"
+            raise ValueError(f"generator_ratios must be {below}, {what} in generator_data")
         return self
 
 
@@ -374,6 +383,7 @@ class Params(Section):
     """The whole of params.yaml."""
 
     seed: Annotated[int, Field(ge=0)]
+    seeds: list[Annotated[int, Field(ge=0)]]
     datasets: Annotated[list[Name], Field(min_length=1)]
     methods: Annotated[list[Name], Field(min_length=1)]
     learns_from: dict[Kind, list[Name]]
@@ -403,6 +413,10 @@ class Params(Section):
                 raise ValueError(f"{kind} names {unknown[0]!r}, which has no entry under {kind[:-1]}")
         if odd := [name for name in self.methods if "_without_" in name]:
             raise ValueError(f"methods names {odd[0]!r}, an ablation: its place is ablation.without")
+        if odd := [name for name in self.methods if re.fullmatch(RUN_NAME, name)]:
+            raise ValueError(f"methods names {odd[0]!r}, which would be the name of a run of another method")
+        if len({self.seed, *self.seeds}) <= len(self.seeds):
+            raise ValueError(f"seeds must be further ones, each once: {self.seeds} beside seed {self.seed}")
         for name in self.ablation.without:
             if name not in self.method:
                 raise ValueError(f"ablation.without names {name!r}, which has no entry under method")
@@ -414,7 +428,20 @@ class Params(Section):
             raise ValueError(
                 f"learns_from must name each of methods once: it has {kinds}, methods has {self.methods}"
             )
+        self._check_generators()
         return self
+
+    def _check_generators(self) -> None:
+        """downstream.generators repeats what follows from other keys: DVC reads literal lists alone."""
+        own = self.downstream
+        anew = own.sources if "ratio" in own.generator_data else []
+        if unknown := [name for name in anew if name not in self.methods]:
+            raise ValueError(f"downstream.sources names {unknown[0]!r}, which is none of methods")
+        wanted = {kind: [m for m in anew if m in self.learns_from.get(kind, [])] for kind in get_args(Kind)}
+        if own.generators != wanted:
+            lists = ", ".join(f"{kind}: [{', '.join(names)}]" for kind, names in wanted.items())
+            what = "sources by learns_from" if anew else "empty without ratio in generator_data"
+            raise ValueError(f"downstream.generators must be {{{lists}}}: {what}")
 
     def check_sources(self) -> None:
         """Refuse a source of Table 3 that is no method; asked for by what makes that table alone.

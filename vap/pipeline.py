@@ -109,7 +109,8 @@ def stage_names(config: Mapping[str, Any]) -> list[str]:
             _value(config, value.removeprefix("${").removesuffix("}"))
             for value in entry.get("matrix", {}).values()
         ]
-        names += [f"{stage}@{'-'.join(item)}" if item else stage for item in itertools.product(*matrix)]
+        items = ["-".join(map(str, item)) for item in itertools.product(*matrix)]
+        names += [f"{stage}@{item}" if item else stage for item in items]
     return names
 
 

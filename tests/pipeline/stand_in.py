@@ -43,7 +43,7 @@ def find(command: str, params: dict) -> tuple[str, dict, dict]:
     """The stage of dvc.yaml with this command: its name, its entry and its matrix item."""
     for name, stage in yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"].items():
         matrix = stage.get("matrix", {})
-        lists = [value(params, entry.strip("${}")) for entry in matrix.values()]
+        lists = [[str(name) for name in value(params, entry.strip("${}"))] for entry in matrix.values()]
         for choice in itertools.product(*lists):
             item = dict(zip(matrix, choice, strict=True))
             if fill(stage["cmd"], item) == command:

@@ -167,6 +167,31 @@ def test_an_edited_setting_runs_what_depends_on_it(
     assert built.outs() == before
 
 
+def test_further_runs_are_what_is_made_and_both_doors_know_them(built: Project) -> None:
+    built.edit_params(
+        {
+            "seeds": [1],
+            "downstream.ratios": ["50", "100"],
+            "downstream.generator_data": ["full", "ratio"],
+            "downstream.generator_ratios": ["50"],
+            "downstream.generators": {"images": [], "adversary": [], "latents": [], "prompts": ["vap"]},
+        }
+    )
+    by_dvc(built)
+    runs = {f"{verb}-latents-seed-uvit-1" for verb in ("train", "sample")}
+    runs |= {f"{verb}-prompts-seed-vap-1" for verb in ("train", "sample")}
+    runs |= {f"evaluate-seed-{method}-1" for method in ("uvit", "vap")}
+    runs |= {f"{verb}-prompts-ratio-vap-50" for verb in ("train", "sample")}
+    runs |= {
+        "classify-densenet121-50",
+        "classify-plus-densenet121-50-vap",
+        "classify-ratio-densenet121-50-vap",
+    }
+    assert built.calls() == runs | PAGES | {"table2", "table3"}
+    by_snakemake(built)  # which has made the tables with other settings: a false alarm, not executed
+    assert built.calls() == set()
+
+
 def test_settings_of_how_and_not_what_run_nothing(built: Project) -> None:
     built.edit_params({"compute.threads": 2, "caption.concurrency": 8, "caption.timeout": 9.0})
     assert "Nothing to be done" in by_snakemake(built).output

@@ -21,10 +21,24 @@ from vap import pipeline
 from vap.cli import app
 from vap.closure import closure, module_file
 from vap.params import Params
+from vap.runs import method_of
 
 MARK = ".snakemake/stale/"
 TARGETS = {"all", "results/tables/table2.csv", "results/tables/table3.csv"}
+RUNS = "config/demo.yaml with further runs"  # what no profile asks for
+RATIO = {
+    "downstream.sources": ["stylegan", "cbdm", "uvit", "vap"],
+    "downstream.generator_data": ["full", "ratio"],
+    "downstream.generator_ratios": ["1", "10"],
+    "downstream.generators": {
+        "images": ["cbdm"],
+        "adversary": ["stylegan"],
+        "latents": ["uvit"],
+        "prompts": ["vap"],
+    },
+}
 PARAMS_FILES = ["params.yaml", *sorted(f"config/{p.name}" for p in CHECKOUT.glob("config/*.yaml"))]
+ALL_PARAMS = [*PARAMS_FILES, RUNS]
 
 # Keys of params.yaml that no stage tracks, and why.
 UNTRACKED = {
@@ -37,12 +51,16 @@ UNTRACKED = {
     "caption.vllm.env": "telemetry, paths and the like",
     "caption.vllm.start_timeout": "how long to wait for the server changes no answer",
     "caption.vllm.tensor_parallel_size": "how many GPUs share the model changes last digits at most",
+    "downstream.generator_ratios": "follows from ratios and generator_data: the graph itself",
+    "downstream.generators": "follows from sources, learns_from and generator_data: the graph itself",
     "learns_from": "decides which of two stages a method has: the graph itself",
 }
 # What a stage's code reads but does not track, and why; `compute` aside.
 ONLY_SHOWN = {("evaluate", "sample.n"): "told in an error message"}
 # What is read for one kind of stage of a command alone.
-ONLY_FOR = {"ablation.other": "sample-unseen"}
+ONLY_FOR = {"ablation.other": ("sample-unseen",)}
+# What is in the command's run name in place of a setting.
+NAMED = {"seed": "-seed"}
 
 
 # ── the two graphs ──────────────────────────────────────────────────────────────────────────────────
@@ -136,7 +154,9 @@ def differences(dvc: Graph, snakemake: Graph) -> list[str]:
 
 def with_params(project: Project, file: str) -> None:
     """Put a params file in force, with a stand-in for each raw folder that is not in the repository."""
-    (project.root / "params.yaml").write_bytes((CHECKOUT / file).read_bytes())
+    (project.root / "params.yaml").write_bytes((CHECKOUT / file.partition(" ")[0]).read_bytes())
+    if file == RUNS:
+        project.edit_params({"seeds": [1, 27], **RATIO})
     for dataset in project.params()["datasets"]:
         (project.root / "data/raw" / dataset).mkdir(exist_ok=True)
 
@@ -164,7 +184,7 @@ def graph(graph_of: Callable[[str], Graph]) -> Graph:
     return graph_of("params.yaml")
 
 
-@pytest.mark.parametrize("file", PARAMS_FILES)
+@pytest.mark.parametrize("file", ALL_PARAMS)
 def test_both_tools_have_one_graph(project: Project, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with_params(project, file)
     dvc = dvc_graph(project.root)
@@ -260,9 +280,9 @@ def snakemake_now(project: Project) -> Iterator[Graph]:
 # ── commands and code ───────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_commands_are_those_of_vap(graph: Graph) -> None:
+def test_the_commands_are_those_of_vap(graph_of: Callable[[str], Graph]) -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    for name, stage in graph.items():
+    for name, stage in graph_of(RUNS).items():
         program, verb, *arguments = stage.command.split()
         assert (program, verb in commands) == ("vap", True), name
         commands[verb].make_context(verb, arguments)  # parsed, not run
@@ -270,8 +290,8 @@ def test_the_commands_are_those_of_vap(graph: Graph) -> None:
 
 def needed(command: str) -> frozenset[str]:
     """The package's files that a stage uses: imported, named in a string, or loaded as its method."""
-    verb, _, method = [*command.split()[1:], "", ""][:3]
-    return files_of(verb, method)
+    verb, _, name = [*command.split()[1:], "", ""][:3]
+    return files_of(verb, method_of(name))
 
 
 @cache
@@ -335,12 +355,13 @@ def kindred(name: str, command: str) -> list[str]:
     else it declares serves some of them.
     """
     kind = name.partition("@")[0].partition("-")[2]
+    kind = kind.removesuffix("-seed").removesuffix("-ratio")
     before, after = command.split()[:3], command.split()[4:]
     methods = ABLATIONS.get(kind) or methods_of(kind)
     return [command, *(" ".join([*before, method, *after]) for method in methods)]
 
 
-@pytest.mark.parametrize("file", PARAMS_FILES)
+@pytest.mark.parametrize("file", ALL_PARAMS)
 def test_all_code_of_a_stage_is_declared(graph_of: Callable[[str], Graph], file: str) -> None:
     undeclared = {
         f"{name.partition('@')[0]}: {file}"
@@ -351,7 +372,7 @@ def test_all_code_of_a_stage_is_declared(graph_of: Callable[[str], Graph], file:
     assert sorted(undeclared) == []
 
 
-@pytest.mark.parametrize("file", PARAMS_FILES)
+@pytest.mark.parametrize("file", ALL_PARAMS)
 def test_all_declared_code_is_used(graph_of: Callable[[str], Graph], file: str) -> None:
     unused = {
         f"{name.partition('@')[0]}: {dep}"
@@ -409,6 +430,8 @@ def read(verb: str) -> set[str]:
     found: dict[ast.AST, str] = {}
     inner: set[ast.AST] = set()
     for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id == "run_of":
+            found[node] = "seed"
         chain: list[str] = []
         part: ast.AST = node
         while isinstance(part, ast.Attribute):
@@ -421,12 +444,16 @@ def read(verb: str) -> set[str]:
     return {key for key in whole if key.split(".")[0] in Params.model_fields}
 
 
-def test_a_stage_tracks_what_its_code_reads(graph: Graph) -> None:
-    for name, stage in graph.items():
+@pytest.mark.parametrize("file", ["params.yaml", RUNS])
+def test_a_stage_tracks_what_its_code_reads(graph_of: Callable[[str], Graph], file: str) -> None:
+    for name, stage in graph_of(file).items():
         verb = stage.command.split()[1]
         keys = {key for key in read(verb) if not under(key, {"compute"})}
         keys -= {key for where, key in ONLY_SHOWN if where == verb}
-        keys -= {key for key, stage_name in ONLY_FOR.items() if not name.startswith(f"{stage_name}@")}
+        kind = name.partition("@")[0]
+        keys -= {key for key, kinds in ONLY_FOR.items() if kind not in kinds}
+        if verb in ("train", "sample"):
+            keys -= {key for key, suffix in NAMED.items() if kind.endswith(suffix)}
         for key in keys:  # `caption` is read through its keys, `prepare.image_size` is one
             assert under(key, set(stage.params)) or (
                 "." not in key and any(under(known, {key}) for known in stage.params)

@@ -93,6 +93,26 @@ def test_every_artefact_says_what_made_it(smoke: Project) -> None:
         assert str(smoke.root) not in json.dumps(record), "a path of this machine"
 
 
+def test_a_further_seed_is_a_run_of_its_own(smoke: Project, tmp_path: Path) -> None:
+    project = smoke.copy(tmp_path)
+    before, name = project.outs(), "uvit_seed1-seen"
+    project.edit_params({"seeds": [1]})
+    project.dvc("repro", f"evaluate-seed@{DATASET}-uvit-1").ok()
+    made = project.outs()
+    assert {path: made[path] for path in before} == before
+    assert {Path(path).parent.name + "/" + Path(path).name for path in made.keys() - before.keys()} == {
+        *(f"uvit_seed1/{file}" for file in ("config.json", "model.safetensors", "train.csv")),
+        *(f"{DATASET}/{name}.{suffix}" for suffix in ("arrow", "png", "json")),
+    }
+    for path, seed in (
+        (f"results/samples/{DATASET}/{name}.arrow", 1),
+        (f"results/metrics/{DATASET}/{name}.json", 0),
+    ):
+        record = provenance(project.root / path)
+        assert record["item"] == [DATASET, "uvit_seed1", "seen"]
+        assert record["params"]["seed"] == seed  # what is measured with is drawn by `seed`
+
+
 @pytest.mark.parametrize("stage", [f"train-prompts@{DATASET}-vap", f"sample-latents@{DATASET}-uvit"])
 def test_the_same_bytes_again(smoke: Project, stage: str) -> None:
     before = smoke.record()["stages"][stage]

@@ -75,6 +75,25 @@ def test_synthetic_images_are_added_to_the_same_real_ones(monkeypatch: pytest.Mo
     assert found["mauc"] != alone["mauc"] or found["provenance"] != alone["provenance"]
 
 
+def with_shares(**changes: Any) -> dict[str, Any]:
+    by_kind = {"images": [], "adversary": [], "latents": [], "prompts": ["vap"]}
+    lists = {"generator_data": ["full", "ratio"], "generator_ratios": ["1", "50"], "generators": by_kind}
+    return {**lists, **changes}
+
+
+def test_a_generator_of_the_share_is_a_source_of_its_own() -> None:
+    of_share = SAMPLES.with_name("vap_data50-seen.arrow")
+    SAMPLES.rename(of_share)
+    found = run(("own", "net", "50", "vap_data50"), **with_shares())
+    assert (found["source"], found["generator_data"]) == ("vap_data50", "ratio")
+    assert (found["n_real"], found["n_synthetic"]) == (12, 9)
+    assert found["provenance"]["inputs"]["samples"]["sha256"] == file_sha256(of_share)
+
+
+def test_which_generators_there_are_is_no_part_of_a_result() -> None:
+    assert run(PLUS, **with_shares()) == run(PLUS)
+
+
 def test_real_images_alone_need_no_samples() -> None:
     SAMPLES.unlink()
     run(ALONE)
@@ -132,6 +151,16 @@ def test_other_classifiers_and_sources_are_no_part_of_a_result() -> None:
         (("own", "net2", "50", "none"), {}, "classifier: found 'net2'; expected one of net;"),
         (("own", "net", "5", "none"), {}, "ratio: found '5'; expected one of 1, 50, 100;"),
         (("own", "net", "50", "uvit"), {}, "source: found 'uvit'; expected one of none, vap;"),
+        (("own", "net", "50", "vap_data50"), {}, "source: found 'vap_data50'; expected one of none, vap;"),
+        (
+            ("own", "net", "50", "vap_data1"),
+            {
+                "generator_data": ["full", "ratio"],
+                "generator_ratios": ["1", "50"],
+                "generators": {"images": [], "adversary": [], "latents": [], "prompts": ["vap"]},
+            },
+            "source: found 'vap_data1'; expected one of none, vap, vap_data50;",
+        ),
         (PLUS, {"sources": ["gan"]}, "downstream.sources: found 'gan'; expected some of methods: "),
         (PLUS, {"synthetic": 20}, f"{SAMPLES}: found 9 images; expected 20 or more"),
         (ALONE, {"test": "val"}, f"{PREPARED}: found no image of split val"),

@@ -101,6 +101,26 @@ def test_a_rule_is_found_by_the_commands_verb(project: Path, no_counting: None) 
     assert more.item.endswith("-vap-unseen")
 
 
+def test_a_run_costs_what_its_method_costs(no_counting: None) -> None:
+    config = config_of("smoke") | {"seeds": [1, 27]}
+    config["downstream"] |= {"generator_data": ["full", "ratio"], "generator_ratios": ["10"]}
+    config["downstream"]["generators"]["prompts"] = ["vap"]
+    rows = costs.estimate(parse(config), config, "cuda", costs.load_rates())
+    names = [f"{row.stage}@{row.item}" if row.item else row.stage for row in rows]
+    assert names == pipeline.stage_names(config)
+    by_name = dict(zip(names, rows, strict=True))
+    for kind, method in (("latents", "uvit"), ("prompts", "vap")):
+        for stage, more in ((f"train-{kind}", ""), (f"sample-{kind}", ""), ("evaluate", "")):
+            own = by_name[f"{stage}@phantom-isic2018-{method}{more}"]
+            run = by_name[f"{stage}-seed@phantom-isic2018-{method}-27"]
+            assert run == replace(own, stage=run.stage, item=run.item)
+    for stage in ("train", "sample"):
+        own = by_name[f"{stage}-prompts@phantom-isic2018-vap"]
+        run = by_name[f"{stage}-prompts-ratio@phantom-isic2018-vap-10"]
+        assert run == replace(own, stage=run.stage, item=run.item)
+    assert sum(row.stage == "classify-ratio" for row in rows) == 4  # two datasets, two classifiers
+
+
 def test_sums_add_up(no_counting: None) -> None:
     rows = rows_of("paper")
     total, parts = costs.sum_of(rows), [costs.sum_of(part) for _, part in costs.by_stage(rows)]

@@ -12,7 +12,8 @@ from toy import write
 
 from vap.artifacts import ArrowFile
 from vap.datasets.images import decode
-from vap.downstream.data import ImagePool, batch_numbers, real_rows, subset_rows, synthetic_rows
+from vap.downstream.data import ImagePool, batch_numbers, synthetic_rows
+from vap.downstream.subset import real_rows, subset_rows
 from vap.errors import VapError
 
 

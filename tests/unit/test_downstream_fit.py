@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from vap.artifacts import ArrowFile
 from vap.downstream import fit as module
 from vap.downstream.classifier import Classifier
-from vap.downstream.data import ImagePool, real_rows
+from vap.downstream.data import ImagePool
 from vap.downstream.fit import augment, fit, learning_rate, predict
+from vap.downstream.subset import real_rows
 from vap.errors import VapError
 from vap.params import AugmentParams
 from vap.progress import Progress

@@ -20,6 +20,7 @@ from vap import explain as explaining
 from vap.artifacts import SCHEMAS, Kind, build_arrow, canonical, file_sha256, provenance, write_json
 from vap.captioning.questions import questions_file
 from vap.cli import app
+from vap.downstream.places import generator_data_of
 from vap.errors import VapError
 from vap.explain import ABSENT, CHANGED, MATCHES, Found, explain
 from vap.params import Params
@@ -83,9 +84,9 @@ def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table3.run(params())
 
 
-def params() -> Params:
+def params(**changes: Any) -> Params:
     network = {"model": "test_resnet", "weights": None, "image_size": 32, "steps": 1, "batch_size": 2}
-    plain = settings(methods=["vap"], learns_from={"prompts": ["vap"]})
+    plain = settings(methods=["vap"], learns_from={"prompts": ["vap"]}, **changes)
     lists = {"classifiers": ["net"], "ratios": ["1"], "sources": ["vap"]}
     return with_downstream(plain, {**lists, "classifier": {"net": {**network, "lr": 0.1}}})
 
@@ -119,13 +120,14 @@ def write_metrics(path: Path, condition: str, **changes: Any) -> None:
     write_json(path, {**data, "provenance": made})
 
 
-def write_scores(source: str, inputs: dict[str, Path]) -> None:
-    named = {"dataset": "own", "classifier": "net", "ratio": 1, "source": source, "modality": "chest_xray"}
-    counts = {"n_real": 1, "n_synthetic": 0, "n_test": 5, "seed": 0, "generator_data": None, "absent": ["DF"]}
-    made = record("classify", ["own", "net", "1", source], inputs)
+def write_scores(source: str, inputs: dict[str, Path], ratio: int = 1) -> None:
+    named = {"dataset": "own", "classifier": "net", "ratio": ratio, "source": source}
+    named |= {"modality": "chest_xray", "generator_data": generator_data_of(source)}
+    counts = {"n_real": 1, "n_synthetic": 0, "n_test": 5, "seed": 0, "absent": ["DF"]}
+    made = record("classify", ["own", "net", str(ratio), source], inputs)
     scores = dict.fromkeys(table3.SCORES, 0.25)
     write_json(
-        Path(f"results/downstream/own/net-1-{source}.json"),
+        Path(f"results/downstream/own/net-{ratio}-{source}.json"),
         {**named, **counts, **scores, "provenance": made},
     )
 
@@ -260,12 +262,69 @@ def test_rows_of_tables_2_and_3_have_their_own_files() -> None:
 
 
 @pytest.mark.usefixtures("chain")
+def test_a_generator_of_the_share_has_a_chain_of_its_own() -> None:
+    model = MODEL.with_name("vap_data1")
+    inputs = {"latents": LATENTS, "prompts": BANK, "prepared": PREPARED}
+    made = record("train", ["own", "vap_data1"], inputs, modules=["vap.methods.vap"])
+    write_json(model / "config.json", {"provenance": made})
+    samples = SAMPLES.with_name("vap_data1-seen.arrow")
+    inputs = {"config": model / "config.json", "prepared": PREPARED}
+    arrow(samples, "samples", record("sample", ["own", "vap_data1", "seen"], inputs))
+    write_scores("vap_data1", {"prepared": PREPARED, "samples": samples})
+    for source in ("none", "vap"):
+        write_scores(source, {"prepared": PREPARED}, ratio=100)
+    by_kind = {"images": [], "adversary": [], "latents": [], "prompts": ["vap"]}
+    shares = {"generator_data": ["full", "ratio"], "generator_ratios": ["1"], "generators": by_kind}
+    table3.run(with_downstream(params(), {"ratios": ["1", "100"], **shares}))
+    row = "own,net,1,real + vap (trained on the share)"
+    found = explain(TABLE3, row, "mauc")
+    assert found["from"]["path"] == "results/downstream/own/net-1-vap_data1.json"
+    assert {str(samples), str(model / "config.json"), str(BANK)} < set(found["records"])
+    assert not {str(SAMPLES), str(MODEL / "config.json")} & set(found["records"])
+    assert found["records"][str(model / "config.json")]["code"]["now"] == made["code"]
+    for column in ("images", "generator_data", "mauc"):
+        assert explain(TABLE3, row, column)["from"]["state"] == MATCHES
+    whole = "own,net,100,real + vap (trained on the share)"
+    assert explain(TABLE3, whole, "mauc")["from"]["path"] == "results/downstream/own/net-100-vap.json"
+    told = {name: explain(TABLE3, whole, name)["from"]["state"] for name in ("images", "generator_data")}
+    assert told == {"images": None, "generator_data": None}
+
+
+@pytest.mark.usefixtures("chain")
 def test_the_floor_has_a_chain_of_its_own() -> None:
     for file in (TABLE1, TABLE2):
         found = explain(file, "1", "floor_fid")
         assert found["from"]["path"] == str(FLOOR)
         assert (found["from"]["key"], found["from"]["state"]) == ("train_test.fid", MATCHES)
         assert set(found["records"]) == {str(FLOOR), str(PREPARED)}
+
+
+@pytest.mark.usefixtures("chain")
+def test_a_mean_has_the_chains_of_all_its_runs() -> None:
+    other = metrics_path("own", "vap_seed4", "seen")
+    write_metrics(other, "seen", method="vap_seed4", fid=14.3456)
+    table.run(params(seeds=[4]))
+    found = explain(TABLE1, "own,vap", "fid")
+    assert (found["value"], found["state"]) == ("13.346", MATCHES)
+    assert [(run["run"], run["seed"], run["path"], run["value"]) for run in found["runs"]] == [
+        ("vap", 7, str(METRICS), 12.3456),
+        ("vap_seed4", 4, str(other), 14.3456),
+    ]
+    assert {str(METRICS), str(other), str(SAMPLES), str(PREPARED)} < set(found["records"])
+    assert explain(TABLE1, "1", "fid_sd")["value"] == "1.414"
+    assert explain(TABLE1, "1", "fid_sd")["state"] == MATCHES
+    printed = shown(str(TABLE1), "1", "fid")
+    assert "mean over 2 runs, matches" in printed
+    assert f"vap_seed4, seed 4: {other}, fid 14.3456" in printed
+    assert "standard deviation over 2 runs" in shown(str(TABLE1), "1", "fid_sd")
+    columns = TABLE1.read_text().split("\n", 1)[0].split(",")
+    ours = [column for column in columns if not column.startswith("paper_")]
+    told = {column: explain(TABLE1, "1", column) for column in ours}
+    states = {column: found.get("from", found)["state"] for column, found in told.items()}
+    assert {column for column, state in states.items() if state != MATCHES} == {"runs", "seeds"}
+    write_metrics(other, "seen", method="vap_seed4", fid=15.0)
+    assert explain(TABLE1, "1", "fid")["state"] == CHANGED
+    assert shown(str(TABLE1), "1", "fid").splitlines()[-1].endswith("the table is older than its JSON")
 
 
 @pytest.mark.usefixtures("chain")

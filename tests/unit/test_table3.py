@@ -14,7 +14,7 @@ import pytest
 from downstream_toy import with_downstream
 from toy import PROJECT, settings
 
-from vap.downstream.places import scores_path
+from vap.downstream.places import label_of, scores_path, source_of
 from vap.errors import VapError
 from vap.params import Params
 from vap.stages import table3
@@ -29,7 +29,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def params(*datasets: str) -> Params:
+def params(*datasets: str, **changes: Any) -> Params:
     network = {
         "model": "test_resnet",
         "weights": None,
@@ -43,7 +43,16 @@ def params(*datasets: str) -> Params:
         dataset={name: {"adapter": "phantom", "modality": "dermoscopy"} for name in datasets},
     )
     lists = {"classifiers": ["densenet121", "maxvit"], "ratios": ["1", "10", "100"], "sources": SOURCES}
-    return with_downstream(plain, {**lists, "classifier": {"densenet121": network, "maxvit": network}})
+    return with_downstream(
+        plain, {**lists, "classifier": {"densenet121": network, "maxvit": network}, **changes}
+    )
+
+
+def with_shares(*datasets: str) -> Params:
+    """Of one method, whose generators are trained on the shares too."""
+    by_kind = {"images": [], "adversary": [], "latents": [], "prompts": ["vap"]}
+    shares = {"generator_data": ["full", "ratio"], "generator_ratios": ["1", "10"], "generators": by_kind}
+    return params(*datasets, sources=["vap"], **shares)
 
 
 def scores(dataset: str, classifier: str, ratio: str, source: str, /, **changes: Any) -> None:
@@ -124,6 +133,46 @@ def test_the_page_is_grouped_and_says_what_its_numbers_are() -> None:
     assert "in no mean: VASC" in first
     assert "paper" not in second.split("mAUC: mean")[0]
     assert "generator_data: full" in second
+
+
+def test_rows_of_generators_that_have_seen_the_share_alone() -> None:
+    write_all("isic2018")
+    for classifier, ratio in product(["densenet121", "maxvit"], ["1", "10"]):
+        scores("isic2018", classifier, ratio, f"vap_data{ratio}", generator_data="ratio", mauc=0.65)
+    table3.run(with_shares("isic2018"))
+    rows = table()
+    assert list(rows[0])[:6] == ["dataset", "classifier", "ratio", "images", "generator_data", "n_real"]
+    found = [
+        (row["ratio"], row["images"], row["generator_data"], row["mauc"], row["paper_mauc"])
+        for row in rows
+        if row["classifier"] == "maxvit"
+    ]
+    share = "real + vap (trained on the share)"
+    assert found == [
+        ("1", "real", "–", "0.700", "0.555"),
+        ("1", "real + vap", "full", "0.700", "0.923"),
+        ("1", share, "ratio", "0.650", "–"),
+        ("10", "real", "–", "0.700", "0.867"),
+        ("10", "real + vap", "full", "0.700", "0.940"),
+        ("10", share, "ratio", "0.650", "–"),
+        ("100", "real", "–", "0.700", "0.964"),
+        ("100", "real + vap", "full", "0.700", "0.971"),
+        ("100", share, "ratio", "0.700", "–"),  # the share is the whole
+    ]
+    text = table3.TABLE.with_suffix(".md").read_text(encoding="utf-8")
+    assert text.count(f"| {share} | 0.650 [0.600, 0.800] | 0.650 [0.600, 0.800] | 0.700 [") == 2
+    assert "100 % is 800; vap adds 256; tested on 100" in text
+    assert "generator_data: full" in text
+    assert "generator_data: ratio" in text
+    table3.run(params("isic2018", sources=["vap"]))
+    assert "generator_data" not in table()[0]
+    assert "ratio`" not in table3.TABLE.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_labels_and_sources_belong_to_one_another() -> None:
+    for source, ratio in (("none", "1"), ("vap", "1"), ("vap", "100"), ("vap_data10", "10")):
+        assert source_of(label_of(source), ratio) == source
+    assert source_of("real + vap (trained on the share)", "100") == "vap"
 
 
 @pytest.mark.parametrize(

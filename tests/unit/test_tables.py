@@ -115,6 +115,68 @@ def test_what_cannot_be_read_is_one_line_with_its_file(damage: str) -> None:
     assert not Path("results/tables/table1.csv").exists()
 
 
+# ── runs with further seeds ─────────────────────────────────────────────────────────────────────
+
+
+def three_runs() -> Params:
+    """FID 10, 13, 16 (mean 13, standard deviation 3), recall 0.1, 0.2, 0.4 (0.7 / 3, and √(0.07 / 3))."""
+    floor("isic2018")
+    for method in ("uvit", "vap"):
+        for i, name in enumerate([method, f"{method}_seed7", f"{method}_seed9"]):
+            numbers = {"fid": 10.0 + 3 * i, "fid_low": 9.0 + i, "recall": (0.1, 0.2, 0.4)[i], "prd_f8": None}
+            metrics("isic2018", name, kid_mean=0.0001 * i, **numbers)
+    return params("isic2018", seeds=[7, 9])
+
+
+def test_with_seeds_a_row_is_the_mean_of_its_runs_with_their_standard_deviation() -> None:
+    found = rows_of(table.run(three_runs()))
+    assert [(row["method"], row["runs"], row["seeds"]) for row in found] == [
+        ("uvit", "3", "3 7 9"),
+        ("vap", "3", "3 7 9"),
+    ]
+    row = found[0]
+    assert (row["fid"], row["fid_sd"]) == ("13.000", "3.000")
+    assert (row["recall"], row["recall_sd"]) == ("0.233", "0.153")
+    assert (row["kid_mean"], row["kid_mean_sd"]) == ("0.0001", "0.0001")
+    assert (row["prd_f8"], row["prd_f8_sd"]) == ("–", "–")
+    assert (row["precision"], row["precision_sd"]) == ("0.500", "0.000")
+    assert row["fid_low"] == "10.000"  # the mean of what lies within each run
+    assert not {"fid_low_sd", "fid_high_sd", "isc_std_sd", "kid_std_sd", "floor_fid_sd"} & row.keys()
+    assert (row["floor_fid"], row["paper_fid"]) == ("12.500", "52.760")
+    assert list(row)[:12] == [
+        *["dataset", "method", "features", "prc_features", "reference", "n", "n_reference", "seeds", "runs"],
+        *["fid", "fid_sd", "fid_low"],
+    ]
+
+
+def test_with_seeds_the_page_prints_mean_and_deviation_and_says_of_what() -> None:
+    table.run(three_runs())
+    text = Path("results/tables/table1.md").read_text()
+    line = next(line for line in text.splitlines() if line.startswith("| isic2018 | uvit |"))
+    assert line.split(" | ")[2:6] == ["13.000 ± 3.000", "0.500 ± 0.000", "0.500 ± 0.000", "0.233 ± 0.153"]
+    assert "standard deviation over 3 runs" in text
+    assert "(3, 7, 9)" in text
+    assert "brackets" not in text
+
+
+def test_without_seeds_other_runs_are_not_looked_at() -> None:
+    three_runs()
+    found = rows_of(table.run(params("isic2018")))
+    assert tuple(found[0]) == table.COLUMNS
+    assert (found[0]["fid"], found[0]["seeds"]) == ("10.000", "3")
+    text = Path("results/tables/table1.md").read_text()
+    assert text.count("±") == 2  # of the Inception Scores alone
+    assert "runs" not in text
+
+
+def test_a_run_that_is_not_there_is_one_line() -> None:
+    wanted = three_runs()
+    path = metrics_path("isic2018", "vap_seed9", "seen")
+    path.unlink()
+    with pytest.raises(VapError, match=re.escape(str(path))):
+        table.run(wanted)
+
+
 # ── Table 2 ─────────────────────────────────────────────────────────────────────────────────────
 
 

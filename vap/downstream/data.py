@@ -1,8 +1,7 @@
-"""What a classifier is trained on: nested subsets of the real images, synthetic images, their batches."""
+"""What a classifier is trained on: real images (vap.downstream.subset), synthetic ones, their batches."""
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -23,43 +22,6 @@ Rows = Sequence[int]
 
 
 # ── which images ────────────────────────────────────────────────────────────────────────────────────
-
-
-def real_rows(prepared: ArrowFile, split: str) -> list[int]:
-    """Rows of one split, in the file's order.
-
-    Raises:
-        VapError: there is none.
-    """
-    rows = [row for row, found in enumerate(prepared.column("split")) if found == split]
-    if not rows:
-        raise VapError(prepared.path, f"no image of split {split}", "some", "prepare again with such a split")
-    return rows
-
-
-def subset_rows(prepared: ArrowFile, percent: int, seed: int) -> list[int]:
-    """`percent` of the training images of each class, rounded (halves up), at least one; in the file's order.
-
-    Images are drawn, not lesions, patients or videos: the paper states ratios of images. An image's place
-    in the draw depends only on the seed and its id, so the subset of a smaller ratio is contained in that
-    of a larger one, and no subset depends on what else a classifier sees.
-
-    Args:
-        percent: 1 to 100.
-    """
-    names, labels = prepared.column("id"), prepared.column("label")
-    by_class: dict[str, list[int]] = {}
-    for row in real_rows(prepared, "train"):
-        by_class.setdefault(labels[row], []).append(row)
-    chosen: list[int] = []
-    for rows in by_class.values():
-        drawn = sorted(rows, key=lambda row: (_place(seed, names[row]), names[row]))
-        chosen += drawn[: max(1, (len(rows) * percent + 50) // 100)]
-    return sorted(chosen)
-
-
-def _place(seed: int, name: str) -> bytes:
-    return hashlib.sha256(f"downstream:{seed}:{name}".encode(errors="surrogateescape")).digest()
 
 
 def synthetic_rows(

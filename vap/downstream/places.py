@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vap.runs import method_of, share_run
+
 REAL_ALONE = "none"  # the source of a classifier that sees no synthetic image
+SHARE = " (trained on the share)"  # of the label of a generator that saw the classifier's real images alone
 
 
 def scores_path(dataset: str, classifier: str, ratio: str, source: str) -> Path:
@@ -12,6 +15,24 @@ def scores_path(dataset: str, classifier: str, ratio: str, source: str) -> Path:
     return Path("results/downstream") / dataset / f"{classifier}-{ratio}-{source}.json"
 
 
+def generator_data_of(source: str) -> str | None:
+    """What the generator has seen: "full", all real images; "ratio", the classifier's; None: no generator."""
+    if source == REAL_ALONE:
+        return None
+    return "full" if method_of(source) == source else "ratio"
+
+
 def label_of(source: str) -> str:
-    """E.g. "real", "real + vap"."""
-    return "real" if source == REAL_ALONE else f"real + {source}"
+    """E.g. "real", "real + vap", "real + vap (trained on the share)"."""
+    if source == REAL_ALONE:
+        return "real"
+    return f"real + {method_of(source)}" + SHARE * (generator_data_of(source) == "ratio")
+
+
+def source_of(label: str, ratio: str) -> str:
+    """The source of a label; at 100 percent the share is the whole, and the source the method itself."""
+    if label == label_of(REAL_ALONE):
+        return REAL_ALONE
+    source = label.removeprefix("real + ")
+    method = source.removesuffix(SHARE)
+    return method if method == source or ratio == "100" else share_run(method, int(ratio))

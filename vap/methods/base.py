@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -156,11 +156,12 @@ class Method(ABC, Generic[ModelParams]):
         return shared.schedule
 
     @abstractmethod
-    def data(self, dataset: str, text_multiple: int = 1) -> TrainingData:
+    def data(self, dataset: str, text_multiple: int = 1, only: Collection[str] | None = None) -> TrainingData:
         """What the method learns from.
 
         Args:
             text_multiple: descriptions are padded to a multiple of so many tokens.
+            only: ids of the training images that it learns from; None for all.
         """
 
     @abstractmethod
@@ -261,7 +262,8 @@ def trained_method(
     Raises:
         VapError: the settings do not fit the method.
     """
-    name, place = config["method"], f"results/models/{config['dataset']}/{config['method']}/config.json"
+    name, run = config["method"], config.get("run", config["method"])
+    place = f"results/models/{config['dataset']}/{run}/config.json"
     cls = method_class(name)
     sample = None
     if params is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
@@ -66,8 +67,8 @@ class Method(DiffusionMethod[CbdmParams]):
     def sampling(self, settings: SampleParams) -> SamplerParams:
         return self.sample.sampler or settings
 
-    def data(self, dataset: str, text_multiple: int = 1) -> TrainingData:
-        return pixel_data("cbdm", self.model, dataset)
+    def data(self, dataset: str, text_multiple: int = 1, only: Collection[str] | None = None) -> TrainingData:
+        return pixel_data("cbdm", self.model, dataset, only)
 
     def build(self, shapes: Shapes) -> nn.Module:
         return PixelUNet(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from vap.methods.base import ModelParams
 from vap.methods.diffusion import DiffusionMethod
 from vap.prompts.bank import PromptBank
@@ -12,6 +14,6 @@ from vap.training.data import LatentData, TrainingData
 class LatentMethod(DiffusionMethod[ModelParams]):
     """Latent diffusion, conditioned on the class, and with kind "prompts" on a description too."""
 
-    def data(self, dataset: str, text_multiple: int = 1) -> TrainingData:
+    def data(self, dataset: str, text_multiple: int = 1, only: Collection[str] | None = None) -> TrainingData:
         bank = PromptBank(bank_path(dataset)) if self.kind == "prompts" else None
-        return LatentData(latents_path(dataset), bank, text_multiple=text_multiple)
+        return LatentData(latents_path(dataset), bank, text_multiple=text_multiple, only=only)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated
 
 from pydantic import Field
@@ -17,7 +18,9 @@ class PixelParams(Section):
     image_size: Annotated[int, Field(ge=8)]
 
 
-def pixel_data(method: str, model: PixelParams, dataset: str) -> ImageData:
-    """The training images of a method, at its size."""
+def pixel_data(
+    method: str, model: PixelParams, dataset: str, only: Collection[str] | None = None
+) -> ImageData:
+    """The training images of a method, at its size; those with an id of `only`, or all."""
     place = f"params.yaml: method.{method}.model.image_size"
-    return ImageData(prepared_path(dataset), model.image_size, place)
+    return ImageData(prepared_path(dataset), model.image_size, place, only)

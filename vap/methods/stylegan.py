@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
@@ -82,8 +82,8 @@ class Method(OneStepMethod[StyleGANParams]):
     def schedule(self, shared: TrainParams) -> ScheduleParams | None:
         return None
 
-    def data(self, dataset: str, text_multiple: int = 1) -> TrainingData:
-        return pixel_data("stylegan", self.model, dataset)
+    def data(self, dataset: str, text_multiple: int = 1, only: Collection[str] | None = None) -> TrainingData:
+        return pixel_data("stylegan", self.model, dataset, only)
 
     def build(self, shapes: Shapes) -> Generator:
         m = self.model

@@ -1,6 +1,6 @@
 """Where the description of a sample comes from: the conditions of `vap sample` and `vap draw`.
 
-    seen             the training descriptions of the class
+    seen             the training descriptions of the class (of a run on a share of the images: their own)
     unseen           the descriptions of the test images of the class
     unseen-DATASET   another dataset's training descriptions, classes matched by name
     other            those of ablation.other, and for a class that it lacks those of all its classes
@@ -13,7 +13,7 @@ A condition is spelled so in the command, in file names and in every record.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from vap.errors import VapError
-from vap.prompts.bank import PromptBank, TokenSource
+from vap.prompts.bank import NULL_ROW, PromptBank, TokenSource
 from vap.prompts.encoders import TextEncoder, load_encoder
 from vap.prompts.places import locate
 from vap.prompts.shuffled import ShuffledDraws
@@ -62,7 +62,12 @@ def parse_condition(condition: str) -> tuple[str, str | None]:
 
 
 def draws_of(
-    condition: str, bank: PromptBank, classes: Sequence[str], device: Any = "cpu", other: str | None = None
+    condition: str,
+    bank: PromptBank,
+    classes: Sequence[str],
+    device: Any = "cpu",
+    other: str | None = None,
+    share: Mapping[str, str] | None = None,
 ) -> Draws:
     """The source of a condition, checked for all classes.
 
@@ -70,11 +75,18 @@ def draws_of(
         bank: of the dataset that the model was trained on.
         classes: of that dataset.
         other: the dataset of the condition "other".
+        share: id to class of the images that the model was trained on; None for all training images.
 
     Raises:
-        VapError: a class has no description there, or the source's encoder is not the bank's.
+        VapError: a class has no description there, the source's encoder is not the bank's, or the condition
+            would show descriptions of other training images than those of `share`.
     """
     kind, name = parse_condition(condition)
+    if share is not None and kind == "seen":
+        return ShareDraws(bank, share)
+    if share is not None and kind == "shuffled":
+        found, expected = "a model of a share of the images", "one of all training images"
+        raise VapError("condition shuffled", found, expected, "name another condition")
     if kind == "texts":
         path = Path("data/texts") / f"{name}.txt"
         return SentenceDraws(read_sentences(path, classes), bank, device, path)
@@ -107,6 +119,39 @@ class BankDraws:
         if label in self.instead:
             label = self.instead[label][rng.integers(len(self.instead[label]))]
         return self.bank.draw(label, rng, self.split)
+
+    def text(self, row: int) -> str:
+        return self.bank.text(row)
+
+    def collate(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return self.bank.collate(rows)
+
+
+class ShareDraws:
+    """The descriptions of some of a bank's training images, an image's each.
+
+    Args:
+        share: id to class of these images.
+    """
+
+    def __init__(self, bank: PromptBank, share: Mapping[str, str]) -> None:
+        self.bank = bank
+        self.inputs: dict[str, Path] = {}
+        self.rows: dict[str, list[int]] = {}
+        for image, label in share.items():
+            if (row := bank.row_of.get(image, NULL_ROW)) != NULL_ROW:
+                self.rows.setdefault(label, []).append(row)
+
+    def draw(self, label: str, rng: np.random.Generator) -> int:
+        """The number of a description of class `label`.
+
+        Raises:
+            VapError: none of these images of that class has one.
+        """
+        if label not in self.rows:
+            found = f"no description of an image of class {label!r} of the share"
+            raise VapError(self.bank.file.path, found, "at least one", "caption and encode again")
+        return self.rows[label][rng.integers(len(self.rows[label]))]
 
     def text(self, row: int) -> str:
         return self.bank.text(row)

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from vap.artifacts import ArrowFile, provenance, work_folder, write_json
-from vap.downstream.data import ImagePool, real_rows, subset_rows, synthetic_rows
-from vap.downstream.places import REAL_ALONE, scores_path
+from vap.downstream.data import ImagePool, synthetic_rows
+from vap.downstream.places import REAL_ALONE, generator_data_of, scores_path
 from vap.downstream.scores import measure
+from vap.downstream.subset import real_rows, subset_rows
 from vap.errors import VapError
 from vap.params import DownstreamParams, Params
 from vap.progress import Progress
+from vap.runs import share_run
 from vap.stages.common import prepared_path, samples_path, set_up_torch
 
 LIBRARIES = ("numpy", "pillow", "pyarrow", "safetensors", "timm", "torch")
@@ -21,7 +23,6 @@ ONLY_SYNTHETIC = (
     "synthetic",
     "synthetic_balance",
     "real_share",
-    "generator_data",
 )  # keys that real alone ignores
 
 
@@ -34,7 +35,8 @@ def run(params: Params, dataset: str, classifier: str, ratio: str, source: str) 
     Args:
         classifier: a name under downstream.classifier.
         ratio: percent of the real training images, as text.
-        source: "none" for real images alone, or the method whose samples (seen) are added.
+        source: "none" for real images alone, or the method whose samples (seen) are added: METHOD, trained on
+            all real images, or its run METHOD_dataR, trained on those of this ratio R alone.
 
     Raises:
         VapError: an argument is not in params.yaml, an input is absent, foreign or damaged, the classifier
@@ -94,7 +96,7 @@ def run(params: Params, dataset: str, classifier: str, ratio: str, source: str) 
             "classifier": classifier,
             "ratio": int(ratio),
             "source": source,
-            "generator_data": settings.generator_data if source != REAL_ALONE else None,
+            "generator_data": generator_data_of(source),
             "n_real": len(real),
             "n_synthetic": len(pool) - len(real),
             "n_test": len(tested),
@@ -109,10 +111,13 @@ def run(params: Params, dataset: str, classifier: str, ratio: str, source: str) 
 
 def _check(settings: DownstreamParams, classifier: str, ratio: str, source: str) -> None:
     """Raise a VapError where an argument is not listed in params.yaml."""
+    sources = [REAL_ALONE, *settings.sources]
+    if ratio in settings.generator_ratios:
+        sources += [share_run(source, int(ratio)) for source in settings.sources]
     for kind, value, listed in (
         ("classifier", classifier, settings.classifiers),
         ("ratio", ratio, settings.ratios),
-        ("source", source, [REAL_ALONE, *settings.sources]),
+        ("source", source, sources),
     ):
         if value not in listed:
             fix = f"name one, or add it to downstream.{kind}s in params.yaml"
@@ -122,6 +127,7 @@ def _check(settings: DownstreamParams, classifier: str, ratio: str, source: str)
 def _used(settings: DownstreamParams, classifier: str, source: str) -> dict[str, Any]:
     """What the result depends on: not the other classifiers, nor how images are added where none is."""
     lists = {"classifiers", "ratios", "sources", "classifier"}
+    lists |= {"generator_data", "generator_ratios", "generators"}
     ignored = ONLY_SYNTHETIC if source == REAL_ALONE else ()
     used = settings.model_dump(exclude={*lists, *ignored})
     return {**used, "classifier": settings.classifier[classifier].model_dump()}

@@ -17,6 +17,7 @@ from vap.artifacts import SCHEMAS, ArrowFile, atomic, build_arrow, provenance, r
 from vap.datasets.images import decode, encode
 from vap.diffusion.draw import draw
 from vap.diffusion.sampler import noise_of
+from vap.downstream.subset import share_of
 from vap.errors import VapError
 from vap.methods.base import Condition, OneStepMethod, Request, Shapes, trained_method
 from vap.methods.diffusion import DiffusionMethod
@@ -25,10 +26,12 @@ from vap.models.autoencoder import Autoencoder
 from vap.params import Kind, MethodParams, Params, SampleParams, ScheduleParams
 from vap.prompts.bank import PromptBank
 from vap.prompts.draws import Draws, draws_of, parse_condition
+from vap.runs import run_of
 from vap.stages.common import (
     autoencoder_path,
     bank_path,
     model_path,
+    prepared_path,
     preview_path,
     samples_path,
     set_up_torch,
@@ -145,18 +148,22 @@ def plan_labels(counts: list[int], n: int, how: str, seed: int, kind: Kind = "la
     return np.random.default_rng([seed, 10]).permutation(labels).tolist()  # type: ignore[no-any-return]
 
 
-def run(params: Params, dataset: str, method: str, condition: str) -> Path:
-    """Write {method}-{condition}.arrow and its preview .png (places: vap.stages.common.samples_path).
+def run(params: Params, dataset: str, name: str, condition: str) -> Path:
+    """Write {name}-{condition}.arrow and its preview .png (places: vap.stages.common.samples_path).
 
     Args:
+        name: of a method, or of a run of one (vap.runs).
         condition: where the descriptions come from (vap.prompts.draws).
 
     Raises:
-        VapError: the model, the bank or the decoder is absent or does not fit, or a class has no description.
+        VapError: params.yaml has no such run; the model, the bank or the decoder is absent or does not fit; a
+            class has no description.
     """
     parse_condition(condition)
+    wanted = run_of(params, name)
+    method, seed = wanted.method, wanted.seed
     device = set_up_torch(params.compute)
-    settings, model = params.sample, model_path(dataset, method)
+    settings, model = params.sample, model_path(dataset, name)
     generator = Generator(model, device, params.method, settings, params.compute.compile)
     inputs = {"config": model / "config.json", "model": model / "model.safetensors"}
     if generator.autoencoder is not None:
@@ -167,14 +174,17 @@ def run(params: Params, dataset: str, method: str, condition: str) -> Path:
     if generator.method.kind == "prompts":
         inputs["prompts"] = bank_path(dataset)
         bank = PromptBank(bank_path(dataset))
-        others = params.ablation.other
-        draws = draws_of(condition, bank, generator.classes, device, others.get(dataset))
+        others, share = params.ablation.other, None
+        if wanted.percent is not None:
+            share = share_of(dataset, wanted.percent, params.seed)
+            inputs["prepared"] = prepared_path(dataset)
+        draws = draws_of(condition, bank, generator.classes, device, others.get(dataset), share)
         inputs |= draws.inputs
     record = provenance(
         "sample",
-        (dataset, method, condition),
+        (dataset, name, condition),
         params={
-            "seed": params.seed,
+            "seed": seed,
             "sample": settings.model_dump(),
             "method_sample": params.method[method].sample.model_dump(),
         },
@@ -183,12 +193,12 @@ def run(params: Params, dataset: str, method: str, condition: str) -> Path:
         modules=[f"vap.methods.{method}"],
     )
     labels = plan_labels(
-        generator.config["class_counts"], settings.n, settings.labels, params.seed, generator.method.kind
+        generator.config["class_counts"], settings.n, settings.labels, seed, generator.method.kind
     )
     prompts: list[int] | None = None
     if draws is not None:
         prompts = [
-            draws.draw(generator.classes[label], np.random.default_rng([params.seed, 11, i]))
+            draws.draw(generator.classes[label], np.random.default_rng([seed, 11, i]))
             for i, label in enumerate(labels)
         ]
 
@@ -199,7 +209,7 @@ def run(params: Params, dataset: str, method: str, condition: str) -> Path:
             labels[rows.start : rows.stop],
             chosen,
             bank,
-            params.seed,
+            seed,
             draws,
         )
         texts = [draws.text(row) for row in chosen] if draws and chosen else [None] * len(rows)
@@ -213,7 +223,7 @@ def run(params: Params, dataset: str, method: str, condition: str) -> Path:
             schema=SCHEMAS["samples"],
         )
 
-    path = samples_path(dataset, method, condition)
+    path = samples_path(dataset, name, condition)
     build_arrow(
         path,
         "samples",
@@ -224,7 +234,7 @@ def run(params: Params, dataset: str, method: str, condition: str) -> Path:
         metadata={"classes": generator.classes},
     )
     if not rank_and_world()[0]:
-        _preview(path, preview_path(dataset, method, condition))
+        _preview(path, preview_path(dataset, name, condition))
     return path
 
 

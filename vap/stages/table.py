@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from vap.artifacts import atomic
 from vap.errors import VapError
 from vap.params import Params
+from vap.runs import seed_run
 from vap.stages.common import floor_path, metrics_path
 from vap.stages.paper import TABLE1
 
@@ -38,6 +40,8 @@ NUMBERS = (
     "fid_train",
     "fid_test",
 )
+SPREADS = tuple(name for name in NUMBERS if name.endswith(("_low", "_high", "_std")))  # within a run
+SD = "_sd"  # of a column beside a mean over runs: their sample standard deviation
 COLUMNS = (
     "dataset",
     "method",
@@ -52,6 +56,7 @@ COLUMNS = (
     "floor_n",
     *PAPER_COLUMNS,
 )
+MEASURED = ("precision", "recall", "density", "coverage")  # beside FID and IS in Markdown
 NO_VALUE = "–"  # of a metric that the settings leave out
 
 Row = dict[str, Any]
@@ -62,21 +67,63 @@ def run(params: Params) -> Path:
 
     `fid` is the Fréchet distance in the features that the row names; only with features `inception` is
     it the FID of the literature. `floor_fid` is the distance between two draws of `floor_n` real images. The
-    paper's values stand beside the rows of its own datasets.
+    paper's values stand beside the rows of its own datasets. With further `seeds` a row is of `runs` runs:
+    every number is their mean, and `NAME_sd` their sample standard deviation.
 
     Raises:
         VapError: a metric file is absent or of another run.
     """
     floors = {dataset: floor_of(dataset) for dataset in params.datasets}
+    columns = columns_of(params.seeds)
     rows = []
     for dataset in params.datasets:
         for method in params.methods:
-            row = row_of(dataset, method, "seen") | floors[dataset]
+            row = mean_row(dataset, method, params.seeds) if params.seeds else row_of(dataset, method, "seen")
+            row |= floors[dataset]
             paper: Sequence[float | str] = TABLE1.get((dataset, method), ("",) * 4)
             row |= {name: number(value) for name, value in zip(PAPER_COLUMNS, paper, strict=True)}
             rows.append(row)
-    write(TABLE, COLUMNS, rows, _markdown(rows))
+    write(TABLE, columns, rows, _markdown(rows))
     return TABLE
+
+
+# ── runs with further seeds ─────────────────────────────────────────────────────────────────────────
+
+
+def columns_of(seeds: Sequence[int]) -> tuple[str, ...]:
+    """The columns: with further seeds `runs`, and beside every mean NAME_sd, but for spreads within a run."""
+    if not seeds:
+        return COLUMNS
+    columns = []
+    for name in COLUMNS:
+        columns += [name, "runs"] if name == "seeds" else [name]
+        columns += [name + SD] if name in NUMBERS and name not in SPREADS else []
+    return tuple(columns)
+
+
+def mean_row(dataset: str, method: str, seeds: Sequence[int]) -> Row:
+    """The numbers of a method's own run and of those with `seeds`, as text; a dash where a run has none.
+
+    Raises:
+        VapError: the metrics of a run are absent, or no metrics.
+    """
+    names = [method, *(seed_run(method, seed) for seed in seeds)]
+    rows = [row_of(dataset, name, "seen") for name in names]
+    row = rows[0] | {"runs": str(len(rows))}
+    row["seeds"] = " ".join(map(str, [row["seeds"], *seeds]))
+    metrics = [read(metrics_path(dataset, name, "seen")) for name in names]
+    for name in NUMBERS:
+        mean, sd = mean_and_sd([found[name] for found in metrics], 4 if "kid" in name else 3)
+        row |= {name: mean} if name in SPREADS else {name: mean, name + SD: sd}
+    return row
+
+
+def mean_and_sd(values: Sequence[float | None], digits: int = 3) -> tuple[str, str]:
+    """Mean and sample standard deviation (over n - 1) of two or more values; dashes where one is absent."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return NO_VALUE, NO_VALUE
+    return number(statistics.fmean(known), digits), number(statistics.stdev(known), digits)
 
 
 # ── what the tables share ───────────────────────────────────────────────────────────────────────────
@@ -167,14 +214,24 @@ def interval(row: Row, name: str) -> str:
     return row[name] if NO_VALUE in (low, high) else f"{row[name]} [{low}, {high}]"  # type: ignore[no-any-return]
 
 
-def notes(rows: Sequence[Row]) -> list[str]:
-    """What a reader must know of the numbers."""
+def notes(rows: Sequence[Row], seeds: str | None = None) -> list[str]:
+    """What a reader must know of the numbers.
+
+    Args:
+        seeds: of the runs that a row is the mean of; None where it is of one run.
+    """
     features = sorted({row["features"] for row in rows})
     references = sorted({row["reference"] for row in rows})
     lines = [
         f"Features: {', '.join(features)}; reference: {', '.join(references)} split; n: samples / real. In"
         " brackets the 95 % interval (docs/metrics.md)."
     ]
+    if seeds is not None:
+        lines[0] = lines[0].partition(" In brackets")[0]
+        lines.append(
+            f"Mean ± sample standard deviation over {len(seeds.split())} runs, each trained and sampled with"
+            f" a seed of its own ({', '.join(seeds.split())}) and measured against the same real images."
+        )
     if features != ["inception"]:
         lines.append(
             "The distance, IS, precision and recall are measured in these features, not in Inception's:"
@@ -185,16 +242,25 @@ def notes(rows: Sequence[Row]) -> list[str]:
 
 def _markdown(rows: Sequence[Row]) -> str:
     with_paper = any(row["paper_fid"] for row in rows)
+    seeds = rows[0]["seeds"] if "runs" in rows[0] else None
     head = ["Dataset", "Method", f"{distance_name(rows)} ↓", "IS ↑", "Precision ↑", "Recall ↑", "Density ↑"]
     head += ["Coverage ↑", "n", "Seeds", "Real against real"]
     head += ["Paper: FID", "IS", "Precision", "Recall"] if with_paper else []
     body = []
     for row in rows:
         score = NO_VALUE if row["isc_mean"] == NO_VALUE else f"{row['isc_mean']} ± {row['isc_std']}"
-        cells = [row["dataset"], row["method"], interval(row, "fid"), score, row["precision"], row["recall"]]
-        cells += [row["density"], row["coverage"], f"{row['n']} / {row['n_reference']}", str(row["seeds"])]
+        numbers = [interval(row, "fid"), score, *(row[name] for name in MEASURED)]
+        if seeds is not None:
+            numbers = [_with_sd(row, name) for name in ("fid", "isc_mean", *MEASURED)]
+        cells = [row["dataset"], row["method"], *numbers]
+        cells += [f"{row['n']} / {row['n_reference']}", str(row["seeds"])]
         cells.append(f"{row['floor_fid']} (n = {row['floor_n']})")
         cells += [row[name] or NO_VALUE for name in PAPER_COLUMNS] if with_paper else []
         body.append(cells)
-    lines = ["# Table 1: image synthesis", "", *lines_of(head, body), "", *notes(rows)]
+    lines = ["# Table 1: image synthesis", "", *lines_of(head, body), "", *notes(rows, seeds)]
     return "\n".join(lines) + "\n"
+
+
+def _with_sd(row: Row, name: str) -> str:
+    """A mean over runs ± its sample standard deviation."""
+    return NO_VALUE if row[name] == NO_VALUE else f"{row[name]} ± {row[name + SD]}"

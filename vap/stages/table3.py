@@ -6,9 +6,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from vap.downstream.places import REAL_ALONE, label_of, scores_path
+from vap.downstream.places import REAL_ALONE, SHARE, label_of, scores_path, source_of
 from vap.errors import VapError
-from vap.params import Params
+from vap.params import DownstreamParams, Params
+from vap.runs import method_of, share_run
 from vap.stages.paper3 import printed
 from vap.stages.table import NO_VALUE as NO_PAPER
 from vap.stages.table import Row, lines_of, number, write
@@ -37,31 +38,46 @@ def run(params: Params) -> Path:
     """Write results/tables/table3.csv and .md, a row per dataset, classifier, ratio and source.
 
     The paper's values stand beside the rows that are the paper's. F1 is "/" for chest X-rays, as there;
-    `absent` names the classes without a test image, which no mean counts.
+    `absent` names the classes without a test image, which no mean counts. With `ratio` in
+    downstream.generator_data every source has a second row, of a generator that has seen the classifier's
+    real images alone; at 100 % that is the same generator, and the row repeats its scores.
 
     Raises:
         VapError: a file of scores is absent or of another run, or a score is not a number.
     """
     settings = params.downstream
     rows = [
-        _row(dataset, classifier, ratio, source)
+        _row(dataset, classifier, ratio, label)
         for dataset in params.datasets
         for classifier in settings.classifiers
         for ratio in settings.ratios
-        for source in [REAL_ALONE, *settings.sources]
+        for label in _labels(settings, int(ratio))
     ]
-    cells = [{name: row[name] for name in COLUMNS} for row in rows]
-    write(TABLE, COLUMNS, cells, _markdown(rows, settings.ratios))
+    columns = list(COLUMNS)
+    if "ratio" in settings.generator_data:
+        columns.insert(columns.index("images") + 1, "generator_data")
+    cells = [{name: row[name] for name in columns} for row in rows]
+    write(TABLE, columns, cells, _markdown(rows, settings.ratios))
     return TABLE
 
 
-def _row(dataset: str, classifier: str, ratio: str, source: str) -> Row:
+def _labels(settings: DownstreamParams, percent: int) -> list[str]:
+    """What the rows of a ratio are called."""
+    sources = [REAL_ALONE, *settings.sources]
+    if "ratio" in settings.generator_data:
+        sources += [share_run(source, percent) for source in settings.sources]
+    return [label_of(source) for source in sources]
+
+
+def _row(dataset: str, classifier: str, ratio: str, label: str) -> Row:
+    source = source_of(label, ratio)
     path = scores_path(dataset, classifier, ratio, source)
     again = "run the classify stage again"
     try:
         scores = json.loads(path.read_text(encoding="utf-8"))
         own = (scores["dataset"], scores["classifier"], str(scores["ratio"]), scores["source"])
-        row: Row = {name: scores[name] for name in ("n_real", "n_synthetic", "n_test", "generator_data")}
+        row: Row = {name: scores[name] for name in ("n_real", "n_synthetic", "n_test")}
+        row["generator_data"] = scores["generator_data"] or NO_PAPER
         row |= {name: float(scores[name]) for name in SCORES}
         row |= {"seeds": scores["seed"], "absent": " ".join(scores["absent"]) or NO_PAPER}
         no_f1 = scores["modality"] in NO_F1
@@ -77,13 +93,15 @@ def _row(dataset: str, classifier: str, ratio: str, source: str) -> Row:
     if no_f1:
         row |= dict.fromkeys(("f1", "f1_low", "f1_high"), NO_VALUE)
     paper = printed(dataset, classifier, int(ratio), source)
+    if label.endswith(SHARE):
+        row["generator_data"], paper = "ratio", (None, None)  # the paper's generators have seen all images
     paper_mauc, paper_f1 = map(number, paper)
     return row | {
         "dataset": dataset,
         "classifier": classifier,
         "ratio": ratio,
         "source": source,
-        "images": label_of(source),
+        "images": label,
         "paper_mauc": paper_mauc,
         "paper_f1": NO_VALUE if no_f1 and paper[0] is not None else paper_f1,
     }
@@ -108,6 +126,14 @@ def _markdown(rows: Sequence[Row], ratios: Sequence[str]) -> str:
             "synthetic images owes them more real images than its ratio says.",
             "",
         ]
+    if any(row["generator_data"] == "ratio" for row in rows):
+        lines += [
+            "Not so where the images are `trained on the share` (`generator_data: ratio`): for each ratio a "
+            "generator was trained on the classifier's own real images, and drew with their descriptions. At "
+            "100 % that is the generator of the other row. The autoencoder of the methods on latents, where "
+            "it is trained here, has seen all real training images.",
+            "",
+        ]
     return "\n".join(lines)
 
 
@@ -129,7 +155,7 @@ def _section(rows: Sequence[Row], ratios: Sequence[str]) -> list[str]:
     lines = [f"## {rows[0]['dataset']}", "", *lines_of(head, body)]
     counts = {row["ratio"]: row["n_real"] for row in rows}
     told = ", ".join(f"{ratio} % is {counts[ratio]}" for ratio in ratios)
-    synthetic = {row["source"]: row["n_synthetic"] for row in rows if row["source"] != REAL_ALONE}
+    synthetic = {method_of(row["source"]): row["n_synthetic"] for row in rows if row["source"] != REAL_ALONE}
     added = "".join(f"; {name} adds {n}" for name, n in synthetic.items())
     lines += ["", f"Real images: {told}{added}; tested on {rows[0]['n_test']}; seed {rows[0]['seeds']}."]
     if rows[0]["absent"] != NO_PAPER:

@@ -17,10 +17,12 @@ from vap.artifacts import (
     write_json,
     write_safetensors,
 )
+from vap.downstream.subset import share_of
 from vap.errors import VapError
 from vap.methods.base import Method, Shapes, load_method
 from vap.params import Params
-from vap.stages.common import model_path, set_up_torch, training_log_path
+from vap.runs import run_of
+from vap.stages.common import model_path, prepared_path, set_up_torch, training_log_path
 from vap.training.engine import train, write_log
 from vap.training.watch import Watch
 
@@ -30,12 +32,18 @@ if TYPE_CHECKING:
 TEXT_MULTIPLE = 8  # tokens, where a GPU or a compiler gains by few and even lengths
 
 
-def run(params: Params, dataset: str, method: str) -> Path:
-    """Write results/models/{dataset}/{method}/: model.safetensors (EMA), config.json, train.csv.
+def run(params: Params, dataset: str, name: str) -> Path:
+    """Write results/models/{dataset}/{name}/: model.safetensors (EMA), config.json, train.csv.
+
+    Args:
+        name: of a method, or of a run of one (vap.runs).
 
     Raises:
-        VapError: settings or artefacts do not fit, or the loss is no longer finite.
+        VapError: params.yaml has no such run, settings or artefacts do not fit, or the loss is no longer
+            finite.
     """
+    wanted = run_of(params, name)
+    method, seed = wanted.method, wanted.seed
     device = set_up_torch(params.compute)
     implementation = load_method(method, params.method)
     if implementation.kind != params.kind(method):
@@ -46,8 +54,11 @@ def run(params: Params, dataset: str, method: str) -> Path:
             "move it there",
         )
     even = TEXT_MULTIPLE if device.type == "cuda" or params.compute.compile else 1
-    data = implementation.data(dataset, even)
+    only = None if wanted.percent is None else share_of(dataset, wanted.percent, params.seed)
+    data = implementation.data(dataset, even, only)
     inputs = dict(data.inputs)
+    if only is not None:
+        inputs["prepared"] = prepared_path(dataset)
     own = implementation.train
     if implementation.start_from is not None:
         if not implementation.start_from.is_file():
@@ -58,14 +69,16 @@ def run(params: Params, dataset: str, method: str) -> Path:
                 "correct the path",
             )
         inputs["start_from"] = implementation.start_from
+    share = {} if wanted.percent is None else {"percent": wanted.percent}
     record = provenance(
         "train",
-        (dataset, method),
+        (dataset, name),
         params={
-            "seed": params.seed,
+            "seed": seed,
             "train": params.train.model_dump(),
             "model": params.method[method].model,
             "method_train": own.model_dump(),
+            **share,
         },
         inputs=inputs,
         libraries=("accelerate", "numpy", "pyarrow", "safetensors", "torch", *implementation.libraries),
@@ -83,6 +96,8 @@ def run(params: Params, dataset: str, method: str) -> Path:
     config = {
         "dataset": dataset,
         "method": method,
+        **({"run": name} if wanted.variant else {}),
+        **share,
         "classes": data.classes,
         "class_counts": data.counts.tolist(),
         "scale": data.scale,
@@ -99,30 +114,30 @@ def run(params: Params, dataset: str, method: str) -> Path:
     with work_folder(record) as work:
 
         def draw(step: int, weights: Mapping[str, Tensor]) -> None:
-            _preview(work / "preview", training_log_path(dataset, method), step, weights, config)
+            _preview(work / "preview", training_log_path(dataset, name), step, weights, config)
 
         def build() -> nn.Module:
             return _build(implementation, shapes, method)
 
         trained = train(
-            implementation.learner(build, data, params.train, params.compute, params.seed),
+            implementation.learner(build, data, params.train, params.compute, seed),
             own.steps,
             own.batch_size,
             params.train,
             work,
-            seed=params.seed,
+            seed=seed,
             device=str(device),
-            label=f"train {dataset} {method}",
-            watch=Watch(training_log_path(dataset, method), device, params.compute.preview_every, draw),
+            label=f"train {dataset} {name}",
+            watch=Watch(training_log_path(dataset, name), device, params.compute.preview_every, draw),
         )
         if rank_and_world()[0]:
-            return model_path(dataset, method)  # the first process writes
-        with atomic(model_path(dataset, method)) as part:
+            return model_path(dataset, name)  # the first process writes
+        with atomic(model_path(dataset, name)) as part:
             part.mkdir(parents=True)
             write_safetensors(part / "model.safetensors", trained.ema)
             write_log(part / "train.csv", trained.log)
             write_json(part / "config.json", config)
-    return model_path(dataset, method)
+    return model_path(dataset, name)
 
 
 def _build(implementation: Method[Any], shapes: Shapes, method: str) -> nn.Module:

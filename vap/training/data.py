@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -55,10 +56,16 @@ class HeldTexts:
 class TrainingData(ABC):
     """Training rows of one dataset; what a step sees of them is a function of seed and step.
 
+    Args:
+        only: ids of the training images to keep; None keeps all.
+
+    Raises:
+        VapError: there is no training row, or one of `only` is none.
+
     Attributes:
         shape: (C, H, W) of a training example.
         scale: the examples are what the artefact holds, multiplied by it.
-        rows: of the artefact, those of the training split.
+        rows: of the artefact, those of the training split (of `only`).
         labels: class index of each of them.
         counts: of each class.
         image_size: side of the prepared images.
@@ -71,11 +78,19 @@ class TrainingData(ABC):
     bank: PromptBank | None = None
     inputs: dict[str, Path]
 
-    def __init__(self, file: ArrowFile, classes: list[str] | None) -> None:
+    def __init__(
+        self, file: ArrowFile, classes: list[str] | None, only: Collection[str] | None = None
+    ) -> None:
         self.file = file
         self.classes: list[str] = file.metadata["classes"] if classes is None else classes
         splits, labels = file.column("split"), file.column("label")
         self.rows = np.flatnonzero(np.asarray(splits) == "train")
+        if only is not None:
+            ids = file.column("id")
+            self.rows = np.asarray([row for row in self.rows if ids[row] in only], np.int64)
+            if len(self.rows) != len(only):
+                found = f"{len(self.rows)} of the {len(only)} training images of a share"
+                raise VapError(file.path, found, "all of them", "make it again from the prepared images")
         index = {name: i for i, name in enumerate(self.classes)}
         self.labels = np.asarray([index[labels[row]] for row in self.rows])
         self.counts = np.bincount(self.labels, minlength=len(self.classes))
@@ -149,6 +164,7 @@ class LatentData(TrainingData):
         bank: the prompt bank; None for methods that are conditioned on the class alone.
         classes: class names in the order of their indices; None for the artefact's order.
         text_multiple: contexts are padded to a multiple of it, for kernels that like few and even lengths.
+        only: ids of the training images to keep; None keeps all.
     """
 
     def __init__(
@@ -157,8 +173,9 @@ class LatentData(TrainingData):
         bank: PromptBank | None,
         classes: list[str] | None = None,
         text_multiple: int = 1,
+        only: Collection[str] | None = None,
     ) -> None:
-        super().__init__(ArrowFile(latents, "latents"), classes)
+        super().__init__(ArrowFile(latents, "latents"), classes, only)
         self.bank, self.text_multiple = bank, text_multiple
         self.inputs = {"latents": latents, **({"prompts": bank.file.path} if bank is not None else {})}
         self.held: Tensor | None = None  # (rows, 2C, H, W) moments on a device

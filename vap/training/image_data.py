@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +26,14 @@ class ImageData(TrainingData):
         prepared: a `prepared` artefact; its training rows are used.
         size: side that the images are reduced to, antialiased; at most their own.
         place: the key that sets `size`, for errors.
+        only: ids of the training images to keep; None keeps all.
 
     Raises:
         VapError: the images are smaller than `size`.
     """
 
-    def __init__(self, prepared: Path, size: int, place: str) -> None:
-        super().__init__(ArrowFile(prepared, "prepared"), None)
+    def __init__(self, prepared: Path, size: int, place: str, only: Collection[str] | None = None) -> None:
+        super().__init__(ArrowFile(prepared, "prepared"), None, only)
         self.inputs = {"prepared": prepared}
         self.image_size: int = decode(self.file.value("image", int(self.rows[0]))).shape[0]
         if size > self.image_size:

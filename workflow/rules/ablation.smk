@@ -64,7 +64,7 @@ rule table2:
         expand(
             "results/metrics/{dataset}/{method}-seen.json",
             dataset=config["datasets"],
-            method=config["methods"],
+            method=runs("", "seed"),
         ),
         expand("results/metrics/{dataset}/real.json", dataset=config["datasets"]),
         expand(

@@ -4,6 +4,7 @@ from snakemake.exceptions import WorkflowError
 from vap import pipeline
 from vap.errors import VapError
 from vap.pipeline import MARKS, code
+from vap.runs import runs_of
 
 try:
     PARAMS = pipeline.set_up(config, main_process=workflow.is_main_process)
@@ -11,19 +12,26 @@ except VapError as error:
     raise WorkflowError(str(error)) from None
 
 
+RUNS = runs_of(PARAMS)  # by name: the methods' own, and those that seeds and downstream.generator_data imply
+
+
 def params_of(*keys):
     """A rule's params: the keys of params.yaml that the stage depends on, with their values."""
     return lambda w: pipeline.settings(config, *(key.format(**w) for key in keys))
 
 
+def entry_of(verb, run):
+    """The entry of dvc.yaml for a run: what its method learns from decides the inputs."""
+    parts = [verb]
+    if verb != "evaluate":
+        without = run.method in config["ablation"]["without"]
+        parts.append("ablation" if without else PARAMS.kind(run.method))
+    return "-".join([*parts, *filter(None, [run.variant])])
+
+
 def stage_of(verb):
-    """DVC's name of a method's stage: what the method learns from decides its inputs."""
-    return lambda w: f"{verb}-{family(w.method)}@{w.dataset}-{w.method}"
-
-
-def family(method):
-    """What a method learns from; of one that lacks a part, that it is an ablation."""
-    return "ablation" if method in config["ablation"]["without"] else PARAMS.kind(method)
+    """DVC's name of a run's stage."""
+    return lambda w: f"{entry_of(verb, RUNS[w.method])}@{w.dataset}-{RUNS[w.method].item}"
 
 
 def stage_mark(verb):
@@ -31,24 +39,55 @@ def stage_mark(verb):
 
 
 def stage_code(verb):
-    return lambda w: code(f"{verb}-{family(w.method)}", method=w.method)
+    return lambda w: code(entry_of(verb, RUNS[w.method]), method=RUNS[w.method].method)
+
+
+def run_settings(*keys):
+    """As params_of, {method} being the run's method; `seed` is a setting of none that has one in its name."""
+
+    def settings(wildcards):
+        run = RUNS[wildcards.method]
+        own = [] if run.variant == "seed" else ["seed"]
+        return pipeline.settings(config, *own, *(key.format(method=run.method) for key in keys))
+
+    return settings
+
+
+def runs(*variants):
+    """The runs of `methods` of these variants: "" is the methods' own."""
+    return [run.name for run in RUNS.values() if run.method in config["methods"] and run.variant in variants]
+
+
+def kind_of(wildcards):
+    """What a run's method learns from."""
+    return PARAMS.kind(RUNS[wildcards.method].method)
 
 
 def examples(wildcards):
-    """What a method learns from: images or latents, and the prompt bank where descriptions condition it."""
-    kind = PARAMS.kind(wildcards.method)
+    """What a run learns from: images or latents, and the prompt bank where descriptions condition it."""
+    kind = kind_of(wildcards)
     data = "prepared" if kind in ("images", "adversary") else "latents"
-    return [f"data/{data}/{{dataset}}.arrow", *prompts(wildcards)]
+    return [f"data/{data}/{{dataset}}.arrow", *share(wildcards), *prompts(wildcards)]
+
+
+def share(wildcards):
+    """The prepared images, of which a share is drawn, for the runs on one."""
+    return ["data/prepared/{dataset}.arrow"] if RUNS[wildcards.method].variant == "ratio" else []
 
 
 def prompts(wildcards):
     """The prompt bank, for the methods that are conditioned on descriptions."""
-    return ["data/prompts/{dataset}.arrow"] if PARAMS.kind(wildcards.method) == "prompts" else []
+    return ["data/prompts/{dataset}.arrow"] if kind_of(wildcards) == "prompts" else []
+
+
+def descriptions(wildcards):
+    """What descriptions are drawn from: the prompt bank, and the images of a run on a share of them."""
+    return [*prompts(wildcards), *share(wildcards)] if prompts(wildcards) else []
 
 
 def decoder(wildcards):
     """The autoencoder, for the methods that draw latents."""
-    if PARAMS.kind(wildcards.method) in ("images", "adversary"):
+    if kind_of(wildcards) in ("images", "adversary"):
         return []
     files = ("config.json", "diffusion_pytorch_model.safetensors")
     return [f"data/autoencoders/{{dataset}}/{file}" for file in files]
@@ -107,7 +146,20 @@ DOWNSTREAM = config["downstream"]
 def classify_stage(wildcards):
     """DVC's name of a classifier's stage: real images alone have a stage without samples among its inputs."""
     item = f"{wildcards.dataset}-{wildcards.classifier}-{wildcards.ratio}"
-    return f"classify@{item}" if wildcards.source == "none" else f"classify-plus@{item}-{wildcards.source}"
+    if wildcards.source == "none":
+        return f"classify@{item}"
+    run = RUNS.get(wildcards.source)
+    if run is None or run.variant != "ratio":
+        return f"classify-plus@{item}-{wildcards.source}"
+    return f"classify-ratio@{item}-{run.method}"
+
+
+def scored_sources():
+    """RATIO-SOURCE of the scores of Table 3."""
+    own = [
+        f"{ratio}-{source}" for ratio in DOWNSTREAM["ratios"] for source in ["none", *DOWNSTREAM["sources"]]
+    ]
+    return own + [f"{run.percent}-{run.name}" for run in RUNS.values() if run.variant == "ratio"]
 
 
 def synthetic_images(wildcards):
@@ -129,7 +181,6 @@ def classify_settings(wildcards):
     ]
     if wildcards.source != "none":
         keys += [
-            "downstream.generator_data",
             "downstream.synthetic",
             "downstream.synthetic_balance",
             "downstream.real_share",
@@ -139,4 +190,4 @@ def classify_settings(wildcards):
 
 wildcard_constraints:
     dataset="|".join(config["datasets"]),
-    method="|".join([*config["methods"], *config["ablation"]["without"]]),
+    method="|".join(RUNS),

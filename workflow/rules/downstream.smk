@@ -13,7 +13,7 @@ rule classify:
     wildcard_constraints:
         classifier="|".join(DOWNSTREAM["classifiers"]),
         ratio="|".join(DOWNSTREAM["ratios"]),
-        source="|".join(["none", *DOWNSTREAM["sources"]]),
+        source="|".join(["none", *DOWNSTREAM["sources"], *runs("ratio")]),
     conda:
         "../../environment.yml"
     resources:
@@ -33,11 +33,10 @@ rule table3:
         MARKS / "table3",
         code("table3"),
         expand(
-            "results/downstream/{dataset}/{classifier}-{ratio}-{source}.json",
+            "results/downstream/{dataset}/{classifier}-{ratio_source}.json",
             dataset=config["datasets"],
             classifier=DOWNSTREAM["classifiers"],
-            ratio=DOWNSTREAM["ratios"],
-            source=["none", *DOWNSTREAM["sources"]],
+            ratio_source=scored_sources(),
         ),
     output:
         "results/tables/table3.csv",
@@ -54,6 +53,7 @@ rule table3:
             "downstream.classifiers",
             "downstream.ratios",
             "downstream.sources",
+            "downstream.generator_data",
         ),
     message:
         "Writing Table 3"

@@ -1,5 +1,5 @@
 # Requires what learns_from says of a method: the prepared images, or the latents, and the prompt bank.
-# Makes results/models/DATASET/METHOD/ and results/samples/DATASET/METHOD-seen.arrow.
+# Makes results/models/DATASET/METHOD/ and results/samples/DATASET/METHOD-seen.arrow; METHOD may be a run's name.
 
 
 rule train:
@@ -19,7 +19,7 @@ rule train:
     resources:
         mem_mb=4000,
     params:
-        settings=params_of("seed", "train", "method.{method}.model", "method.{method}.train"),
+        settings=run_settings("train", "method.{method}.model", "method.{method}.train"),
         stage=stage_of("train"),
     message:
         "Training {wildcards.method} on {wildcards.dataset}"
@@ -32,7 +32,7 @@ rule sample:
     input:
         stage_mark("sample"),
         stage_code("sample"),
-        prompts,
+        descriptions,
         decoder,
         "results/models/{dataset}/{method}/config.json",
         "results/models/{dataset}/{method}/model.safetensors",
@@ -46,7 +46,7 @@ rule sample:
     resources:
         mem_mb=4000,
     params:
-        settings=params_of("seed", "sample", "method.{method}.sample"),
+        settings=run_settings("sample", "method.{method}.sample"),
         stage=stage_of("sample"),
     message:
         "Sampling {wildcards.method} on {wildcards.dataset}"

@@ -26,7 +26,7 @@ rule floor:
 rule evaluate:
     """The metrics of the samples against real images."""
     input:
-        MARKS / "evaluate@{dataset}-{method}",
+        stage_mark("evaluate"),
         code("evaluate"),
         "data/prepared/{dataset}.arrow",
         "results/samples/{dataset}/{method}-seen.arrow",
@@ -40,10 +40,11 @@ rule evaluate:
         mem_mb=4000,
     params:
         settings=params_of("seed", "evaluate"),
+        stage=stage_of("evaluate"),
     message:
         "Measuring {wildcards.method} on {wildcards.dataset}"
     shell:
-        "vap stage evaluate@{wildcards.dataset}-{wildcards.method} 2>&1 | tee {log}"
+        "vap stage {params.stage} 2>&1 | tee {log}"
 
 
 rule table:
@@ -54,7 +55,7 @@ rule table:
         expand(
             "results/metrics/{dataset}/{method}-seen.json",
             dataset=config["datasets"],
-            method=config["methods"],
+            method=runs("", "seed"),
         ),
         expand("results/metrics/{dataset}/real.json", dataset=config["datasets"]),
     output:
@@ -67,7 +68,7 @@ rule table:
     resources:
         mem_mb=500,
     params:
-        settings=params_of("datasets", "methods"),
+        settings=params_of("datasets", "methods", "seeds"),
     message:
         "Writing Table 1"
     shell:
@@ -82,7 +83,7 @@ rule figure:
         "data/prepared/{dataset}.arrow",
         expand(
             "results/samples/{{dataset}}/{method}-seen.{suffix}",
-            method=config["methods"],
+            method=runs("", "seed", "ratio"),  # all that stands in that folder; it shows the methods' own
             suffix=["arrow", "png"],
         ),
     output:

@@ -1,0 +1,272 @@
+"""Runs of a method with further seeds, or on a share of the images: names, training, samples, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from downstream_toy import with_downstream
+from toy import PROJECT, settings, write_bank, write_latents, write_prepared
+
+import vap.stages.sample as sampling
+import vap.stages.train as training
+from vap import cli
+from vap.artifacts import ArrowFile, file_sha256
+from vap.downstream.subset import share_of, subset_rows
+from vap.errors import VapError
+from vap.methods.base import load_method
+from vap.params import Params
+from vap.prompts.bank import PromptBank
+from vap.prompts.draws import draws_of
+from vap.runs import Run, method_of, run_of, runs_of
+from vap.training.data import LatentData, TrainingData
+
+LATENTS, PREPARED = Path("data/latents/own.arrow"), Path("data/prepared/own.arrow")
+BANK = Path("data/prompts/own.arrow")
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch_settings: None) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_latents(LATENTS)
+    write_prepared(PREPARED)
+    write_bank(BANK)
+
+
+def pixels(**changes: Any) -> Params:
+    """Of a method on pixels, which draws without an autoencoder."""
+    return settings(
+        methods=["cbdm"], learns_from={"images": ["cbdm"]}, sample__n=6, sample__steps=2, **changes
+    )
+
+
+def shares(plain: Params, **changes: Any) -> Params:
+    """With generators for 30 and 50 % of the images, of all methods."""
+    sources = plain.methods
+    kinds = ("images", "adversary", "latents", "prompts")
+    by_kind = {kind: [m for m in sources if plain.kind(m) == kind] for kind in kinds}
+    lists = {"ratios": ["30", "50", "100"], "generator_ratios": ["30", "50"], "sources": sources}
+    return with_downstream(
+        plain, {**lists, "generator_data": ["full", "ratio"], "generators": by_kind, **changes}
+    )
+
+
+# ── names ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_runs_are_the_methods_and_each_with_each_seed() -> None:
+    plain = ["uvit", "vap", "vap_without_pcm"]
+    assert list(runs_of(settings())) == plain
+    params = settings(seeds=[3, 12])
+    runs = [f"{method}_seed{seed}" for method in ("uvit", "vap") for seed in (3, 12)]
+    assert list(runs_of(params)) == [*plain, *runs]
+    assert run_of(params, "vap_seed12") == Run("vap_seed12", "vap", 12, "seed")
+    assert run_of(params, "vap_seed12").item == "vap-12"
+    assert run_of(params, "vap") == Run("vap", "vap", 0)
+    assert run_of(params, "vap").item == "vap"
+
+
+def test_a_generator_for_each_ratio_below_100() -> None:
+    params = shares(settings())
+    assert list(runs_of(params))[3:] == [f"{m}_data{r}" for m in ("uvit", "vap") for r in (30, 50)]
+    assert run_of(params, "vap_data30") == Run("vap_data30", "vap", 0, "ratio", 30)
+    assert run_of(params, "vap_data30").item == "vap-30"
+
+
+def test_a_runs_method_is_in_its_name() -> None:
+    assert method_of("vap_seed12") == method_of("vap_data1") == "vap"
+    assert {method_of(name) for name in ("vap", "vap_without_pcm")} == {"vap", "vap_without_pcm"}
+
+
+@pytest.mark.parametrize("name", ["uvit_seed2", "uvit_seed", "vap_without_pcm_seed1", "dit_seed1", "gan"])
+def test_other_names_are_one_line_with_those_that_are_known(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("params.yaml").write_text(yaml.safe_dump(settings(seeds=[1]).model_dump()), encoding="utf-8")
+    for verb in (["train"], ["sample", "seen"], ["evaluate", "seen"]):
+        command = ["vap", verb[0], "own", name, *verb[1:]]
+        monkeypatch.setattr("sys.argv", command)
+        with pytest.raises(SystemExit):
+            cli.main()
+        (line,) = capsys.readouterr().err.splitlines()
+        known = "uvit, vap, vap_without_pcm, uvit_seed1, vap_seed1"
+        assert f"method: found {name!r}; expected one of {known};" in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seeds": [1, 1]}, "seeds must be further ones, each once: [1, 1] beside seed 0"),
+        ({"seeds": [2, 0]}, "seeds must be further ones, each once: [2, 0] beside seed 0"),
+        ({"seeds": [-1]}, "seeds.0: found -1"),
+        ({"seeds": ["1"]}, "seeds.0: found '1'"),
+        ({"seeds": 1}, "seeds: found 1"),
+        ({"methods": ["uvit", "vap_seed1"]}, "methods names 'vap_seed1', which would be the name of a run"),
+    ],
+)
+def test_a_wrong_list_is_one_line(changes: dict[str, Any], words: str) -> None:
+    if "methods" in changes:
+        entry = yaml.safe_load((PROJECT / "config/smoke.yaml").read_text(encoding="utf-8"))["method"]["vap"]
+        changes |= {
+            "learns_from": {"latents": ["uvit"], "prompts": ["vap_seed1"]},
+            "method__vap_seed1": entry,
+        }
+    with pytest.raises(VapError) as caught:
+        settings(**changes)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+NONE = {"images": [], "adversary": [], "latents": [], "prompts": []}
+NEEDED = "downstream.generators must be {images: [], adversary: [], latents: [uvit], prompts: [vap]}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"generator_data": ["ratio"]}, "generator_data must be [full] or [full, ratio]"),
+        ({"generator_data": "full"}, "downstream.generator_data: found 'full'"),
+        ({"generator_ratios": ["30"]}, "generator_ratios must be ['30', '50'], those of ratios below 100"),
+        ({"generator_ratios": ["30", "50", "100"]}, "generator_ratios must be ['30', '50']"),
+        ({"generator_data": ["full"]}, "generator_ratios must be [], none without ratio"),
+        ({"generators": NONE}, f"{NEEDED}: sources by learns_from"),
+        ({"generators": {**NONE, "prompts": ["vap"], "images": ["uvit"]}}, NEEDED),
+        ({"sources": ["gan"]}, "downstream.sources names 'gan', which is none of methods"),
+        (
+            {"generator_data": ["full"], "generator_ratios": []},
+            "generators must be {images: [], adversary: [], latents: [], prompts: []}: empty without ratio",
+        ),
+    ],
+)
+def test_keys_of_the_shares_that_disagree_are_one_line(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(VapError) as caught:
+        shares(settings(), **changes)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# ── training and samples ────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_run_has_the_weights_of_a_training_with_its_seed() -> None:
+    own = training.run(settings(), "own", "uvit")
+    run = training.run(settings(seeds=[5]), "own", "uvit_seed5")
+    assert run == Path("results/models/own/uvit_seed5")
+    weights, config = file_sha256(run / "model.safetensors"), json.loads((run / "config.json").read_text())
+    curves = (run / "train.csv").read_bytes()
+    assert weights != file_sha256(own / "model.safetensors")
+    assert (config["method"], config["run"], config["provenance"]["item"]) == (
+        "uvit",
+        "uvit_seed5",
+        ["own", "uvit_seed5"],
+    )
+    assert config["provenance"]["params"]["seed"] == 5
+    assert "run" not in json.loads((own / "config.json").read_text())
+    training.run(settings(seed=5), "own", "uvit")
+    assert file_sha256(own / "model.safetensors") == weights
+    assert (own / "train.csv").read_bytes() == curves
+
+
+def test_a_runs_samples_are_those_of_its_seed() -> None:
+    training.run(pixels(seeds=[5]), "own", "cbdm_seed5")
+    run = sampling.run(pixels(seeds=[5]), "own", "cbdm_seed5", "seen")
+    assert run == Path("results/samples/own/cbdm_seed5-seen.arrow")
+    assert run.with_suffix(".png").is_file()
+    training.run(pixels(seed=5), "own", "cbdm")
+    own = sampling.run(pixels(seed=5), "own", "cbdm", "seen")
+    found = [ArrowFile(path, "samples") for path in (run, own)]
+    for column in ("label", "image"):
+        assert found[0].column(column) == found[1].column(column)
+    assert found[0].metadata["provenance"]["params"]["seed"] == 5
+    other = sampling.run(pixels(), "own", "cbdm", "seen")  # the same weights, another noise
+    assert ArrowFile(other, "samples").column("image") != found[0].column("image")
+
+
+def data_of(method: str, percent: int | None) -> TrainingData:
+    only = None if percent is None else share_of("own", percent, 0)
+    return load_method(method, settings().method).data("own", 1, only)
+
+
+@pytest.mark.parametrize("method", ["uvit", "vap", "cbdm", "stylegan"])
+def test_a_share_is_that_of_the_classifiers_and_nothing_else_is_drawn(method: str) -> None:
+    prepared = ArrowFile(PREPARED, "prepared")
+    ids = prepared.column("id")
+    wanted = [ids[row] for row in subset_rows(prepared, 30, 0)]
+    assert len(wanted) == 4  # 6 and 5 images: 1.8 and 1.5, halves up
+    data = data_of(method, 30)
+    assert [data.file.column("id")[row] for row in data.rows] == wanted
+    labels = prepared.column("label")
+    assert data.counts.tolist() == [
+        sum(labels[ids.index(image)] == label for image in wanted) for label in data.classes
+    ]
+    asked: list[int] = []
+    read = data.file.array if isinstance(data, LatentData) else data.file.value
+
+    def told(column: str, row: int) -> Any:
+        asked.append(row)
+        return read(column, row)
+
+    data.file.array = data.file.value = told  # type: ignore[method-assign]
+    for step in range(5):
+        data.batch(step, 0, 4, 0.0, 1000)
+    assert {data.file.column("id")[row] for row in asked} == set(wanted)
+    if data.bank is not None:
+        assert data.prompts.tolist() == [data.bank.row_of[image] for image in wanted]
+
+
+def test_all_images_by_name_train_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = training.run(settings(), "own", "vap")
+    monkeypatch.setattr(training, "share_of", lambda dataset, _, seed: share_of(dataset, 100, seed))
+    run = training.run(shares(settings()), "own", "vap_data50")
+    for file in ("model.safetensors", "train.csv"):
+        assert (run / file).read_bytes() == (own / file).read_bytes()
+
+
+def test_latents_that_lack_an_image_of_the_share_are_one_line() -> None:
+    write_latents(LATENTS, train=3)
+    with pytest.raises(VapError, match=rf"{LATENTS}: found \d of the 4 training images of a share"):
+        data_of("uvit", 30)
+
+
+def test_a_run_on_a_share_says_so_and_depends_on_the_prepared_images() -> None:
+    run = training.run(shares(settings()), "own", "vap_data30")
+    config = json.loads((run / "config.json").read_text())
+    assert (config["method"], config["run"], config["percent"]) == ("vap", "vap_data30", 30)
+    assert config["class_counts"] == [2, 2]
+    record = config["provenance"]
+    assert record["params"]["percent"] == 30
+    assert record["inputs"]["prepared"]["sha256"] == file_sha256(PREPARED)
+    assert record["params"]["seed"] == 0
+    own = json.loads((training.run(settings(), "own", "vap") / "config.json").read_text())
+    assert "percent" not in own.keys() | own["provenance"]["params"].keys()
+    assert "prepared" not in own["provenance"]["inputs"]
+
+
+def test_samples_of_a_share_have_its_classes() -> None:
+    rows = [f"i{i:02d}" for i in range(11)]
+    params = shares(pixels(sample__labels="empirical"))
+    training.run(params, "own", "cbdm_data50")
+    file = ArrowFile(sampling.run(params, "own", "cbdm_data50", "seen"), "samples")
+    share = share_of("own", 50, 0)
+    assert set(share) < set(rows)
+    assert sorted(share.values()) == ["mole"] * 3 + ["scar"] * 3  # 5 scars: 2.5, halves up
+    assert sorted(file.column("label")) == ["mole"] * 3 + ["scar"] * 3
+
+
+def test_descriptions_of_a_share_are_those_of_its_images() -> None:
+    bank, share = PromptBank(BANK), share_of("own", 30, 0)
+    draws = draws_of("seen", bank, ["mole", "scar"], share=share)
+    rng = np.random.default_rng(0)
+    for label in ("mole", "scar"):
+        wanted = {bank.row_of[image] for image, own in share.items() if own == label}
+        found = {draws.draw(label, rng) for _ in range(60)}
+        assert found == wanted < set(bank.rows(label).tolist())
+        assert {draws.text(row) for row in found} == {bank.text(row) for row in wanted}
+    with pytest.raises(VapError, match="condition shuffled: found a model of a share"):
+        draws_of("shuffled", bank, ["mole", "scar"], share=share)
+    with pytest.raises(VapError, match="no description of an image of class 'wart' of the share"):
+        draws.draw("wart", rng)
