@@ -3,7 +3,7 @@
 It finds in dvc.yaml the stage whose command it was called with, reads the deps and the params keys
 declared there, and writes the declared outs as a function of their content. Each call appends the
 stage's name to the file that $CALLS names. $FAIL names a stage that fails; $HANG one that hangs
-half-way, with one out written.
+half-way, with one out written. `vap stage`, through which Snakemake calls DVC, is the real one.
 """
 
 import hashlib
@@ -18,6 +18,9 @@ import yaml
 
 
 def main() -> None:
+    if sys.argv[1] == "stage":
+        program = Path(sys.executable).with_name("vap")
+        os.execv(program, [str(program), *sys.argv[1:]])
     params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     name, stage, item = find(" ".join(["vap", *sys.argv[1:]]), params)
     with open(os.environ["CALLS"], "a", encoding="utf-8") as calls:

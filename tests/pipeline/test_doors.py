@@ -70,6 +70,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> Project:
             "downstream.classifier": {"densenet121": classifiers["densenet121"]},
             "downstream.ratios": ["100"],
             "downstream.sources": ["vap"],
+            "compute.warm_start": False,
         }
     )
     project.commit()
