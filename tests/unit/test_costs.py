@@ -230,7 +230,9 @@ def test_images_are_counted_or_official_or_not_known() -> None:
     assert images_of(paper, "chestxray14", rates).all == 22971 + 7992
     assert images_of(paper, "isic2019", rates).all == 25331
     assert images_of(paper, "colonoscopy", rates).all is None
-    limited = images_of(parse(config_of("isic2018-64")), "isic2018", rates)
+    config = config_of("isic2018-64")
+    config["prepare"] |= {"max_train": 3000, "max_test": 400}
+    limited = images_of(parse(config), "isic2018", rates)
     assert (limited.train, limited.test) == (3000, 400)
     phantom = images_of(demo, "phantom-isic2018", rates)
     spec = yaml.safe_load(Path("data/raw/phantom-isic2018/phantom.yaml").read_text(encoding="utf-8"))
