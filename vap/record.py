@@ -67,26 +67,16 @@ def with_stages(text: str, stages: Mapping[str, Any]) -> str | None:
 
     if not text.startswith(HEAD):
         return None
-    places: dict[str, tuple[int, int]] = {}
+    blocks: dict[str, str] = {}
     end = len(HEAD)
     for found in STAGE.finditer(text, end):
         if found.start() != end:
             return None
-        places[found["name"]] = found.span()
+        blocks[found["name"]] = found[0]
         end = found.end()
     if end != len(text):
         return None
-    parts: list[str] = []
-    done = 0
-    fresh = []
     for name, data in stages.items():
         lines = dumps_yaml({"stages": {name: data}}).removeprefix("stages:\n")
-        key = lines.partition(":\n")[0].removeprefix("  ")
-        if key in places:
-            fresh.append((*places[key], lines))
-        else:
-            fresh.append((end, end, lines))
-    for start, stop, lines in sorted(fresh, key=lambda change: change[:2]):
-        parts += [text[done:start], lines]
-        done = stop
-    return "".join([*parts, text[done:]])
+        blocks[lines.partition(":\n")[0].removeprefix("  ")] = lines
+    return HEAD + "".join(blocks.values())
