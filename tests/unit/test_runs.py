@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from downstream_toy import with_downstream
-from toy import PROJECT, settings, write_bank, write_latents, write_prepared
+from toy import BANK, LATENTS, PREPARED, PROJECT, settings, write_latents, write_own
 
 import vap.stages.sample as sampling
 import vap.stages.train as training
@@ -25,16 +25,11 @@ from vap.prompts.draws import draws_of
 from vap.runs import Run, method_of, run_of, runs_of
 from vap.training.data import LatentData, TrainingData
 
-LATENTS, PREPARED = Path("data/latents/own.arrow"), Path("data/prepared/own.arrow")
-BANK = Path("data/prompts/own.arrow")
-
 
 @pytest.fixture(autouse=True)
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch_settings: None) -> None:
     monkeypatch.chdir(tmp_path)
-    write_latents(LATENTS)
-    write_prepared(PREPARED)
-    write_bank(BANK)
+    write_own()
 
 
 def pixels(**changes: Any) -> Params:

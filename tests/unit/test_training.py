@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from toy import SHAPE, settings, write_bank, write_latents, write_prepared
+from toy import BANK, LATENTS, SHAPE, settings, write_bank, write_own
 
 import vap.stages.train as stage
 from vap import cli
@@ -25,9 +25,6 @@ from vap.training.data import LatentData, batch_rows, step_generator
 from vap.training.ema import Ema
 from vap.training.image_data import ImageData
 
-LATENTS = Path("data/latents/own.arrow")
-BANK = Path("data/prompts/own.arrow")
-PREPARED = Path("data/prepared/own.arrow")
 CLASSES = ["mole", "scar"]
 METHODS = ["uvit", "vap", "vap_without_pcm", "dit", "ldm", "cbdm", "stylegan"]
 
@@ -35,9 +32,7 @@ METHODS = ["uvit", "vap", "vap_without_pcm", "dit", "ldm", "cbdm", "stylegan"]
 @pytest.fixture(autouse=True)
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch_settings: None) -> None:
     monkeypatch.chdir(tmp_path)
-    write_latents(LATENTS)
-    write_bank(BANK)
-    write_prepared(PREPARED)
+    write_own()
 
 
 def run(method: str = "uvit", **changes: Any) -> str:

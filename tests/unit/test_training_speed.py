@@ -17,7 +17,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from toy import settings, write_bank, write_latents
+from toy import BANK, LATENTS, settings, write_bank, write_latents
 
 import vap.stages.train as stage
 from vap import cli, processes
@@ -30,8 +30,6 @@ from vap.training import watch
 from vap.training.data import LatentData
 from vap.training.prefetch import prefetched
 
-LATENTS = Path("data/latents/own.arrow")
-BANK = Path("data/prompts/own.arrow")
 CLASSES = ["mole", "scar"]
 CPU = torch.device("cpu")
 

@@ -18,6 +18,9 @@ CLASSES = ["mole", "scar"]
 SHAPE = (2, 4, 4)  # of the latents
 WIDTH = 6  # of a token state
 SIDE = 16  # pixels of the images
+LATENTS = Path("data/latents/own.arrow")
+PREPARED = Path("data/prepared/own.arrow")
+BANK = Path("data/prompts/own.arrow")
 
 
 def settings(**changes: Any) -> Params:
@@ -136,3 +139,10 @@ def write_bank_of(path: Path, ids: list[str], label: str) -> Path:
     rows += [bank_row(f"text {i}", rng.normal(size=(3, WIDTH)), [(i, label, "train")]) for i in ids]
     names = {"width": WIDTH, "max_tokens": 6, "dtype": "fp16", "encoder": "toy", "revision": "toy"}
     return write(path, "bank", rows, classes=[label], **names)
+
+
+def write_own() -> None:
+    """What every method learns from, where the stages look for it."""
+    write_latents(LATENTS)
+    write_prepared(PREPARED)
+    write_bank(BANK)
