@@ -198,22 +198,13 @@ def _gan_passes(name: str, entry: str, sizes: Sizes) -> tuple[Work, Work]:
     import torch
 
     from vap.methods.base import Shapes
-    from vap.models.stylegan_discriminator import Discriminator
 
     method = _method(name, entry)
-    m = method.model
     generator = method.build(Shapes(sizes.size, sizes.channels, sizes.classes)).eval()
-    discriminator = Discriminator(
-        size=sizes.size,
-        num_classes=sizes.classes,
-        channel_base=m.discriminator_channel_base,
-        channel_max=m.discriminator_channel_max,
-        group_size=m.group_size,
-        mapping_layers=m.discriminator_mapping_layers,
-    )
+    discriminator = method.discriminator(sizes.size, sizes.classes)
     label = torch.zeros(1, dtype=torch.int64)
     image = torch.zeros(1, 3, sizes.size, sizes.size)
-    one = counted(lambda: generator(torch.zeros(1, m.z_dim), label), generator)
+    one = counted(lambda: generator(torch.zeros(1, method.model.z_dim), label), generator)
     return one, counted(lambda: discriminator(image, label), discriminator)
 
 

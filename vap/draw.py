@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from vap.artifacts import atomic
-from vap.datasets.images import encode
+from vap.datasets.images import encode, tiled
 from vap.downstream.subset import share_of
 from vap.errors import VapError
 from vap.methods.base import Condition
@@ -70,8 +70,7 @@ def draw(
             source: Draws = SentenceDraws(own, bank, device)
             rows = [i % len(own) for i in range(n)]
         else:
-            percent = run_of(params, method).percent
-            share = None if percent is None else share_of(dataset, percent, params.seed)
+            share = share_of(dataset, run_of(params, method).percent, params.seed)
             source = draws_of("seen", bank, generator.classes, device, share=share)
             rows = [source.draw(label, np.random.default_rng([seed, 11, i])) for i in range(n)]
         condition = Condition(labels, *source.collate(rows))
@@ -88,10 +87,6 @@ def draw(
             seed,
         )
     )
-    columns = min(COLUMNS, n)
-    while len(images) % columns:
-        images.append(np.full_like(images[0], 255))
-    page = [np.concatenate(images[i : i + columns], axis=1) for i in range(0, len(images), columns)]
     with atomic(target) as part:
-        part.write_bytes(encode(np.concatenate(page, axis=0)))
+        part.write_bytes(encode(tiled(images, min(COLUMNS, n))))
     return texts

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from vap.artifacts import atomic
-from vap.datasets.images import encode
+from vap.datasets.images import encode, tiled
 from vap.downstream.subset import share_of
 from vap.params import Params
 from vap.prompts.bank import PromptBank
@@ -34,13 +34,10 @@ def preview(params: Params, folder: Path, target: Path) -> None:
     bank, prompts = None, None
     if generator.method.kind == "prompts":
         bank = PromptBank(bank_path(config["dataset"]))
-        percent = config.get("percent")
-        share = None if percent is None else share_of(config["dataset"], percent, params.seed)
+        share = share_of(config["dataset"], config.get("percent"), params.seed)
         source = draws_of("seen", bank, generator.classes, share=share)
         draws = [np.random.default_rng([params.seed, 11, i]) for i in range(n)]
         prompts = [source.draw(generator.classes[c], rng) for c, rng in zip(labels, draws, strict=True)]
     images = generator.draw(list(range(n)), labels, prompts, bank, params.seed)
-    grid = images.reshape(ROWS, COLUMNS, *images.shape[1:]).swapaxes(1, 2)
-    H, W = images.shape[1:3]
     with atomic(target) as part:
-        part.write_bytes(encode(grid.reshape(ROWS * H, COLUMNS * W, 3)))
+        part.write_bytes(encode(tiled(list(images), COLUMNS)))

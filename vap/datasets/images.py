@@ -11,6 +11,7 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -163,6 +164,16 @@ def fit_image(image: Image.Image, size: int, how: Literal["squash", "crop"]) -> 
         left, top = (width - side) // 2, (height - side) // 2
         box = (left, top, left + side, top + side)
     return image.resize((size, size), Image.Resampling.LANCZOS, box, reducing_gap=float(GAP))
+
+
+def tiled(images: Sequence[Pixels], columns: int) -> Pixels:
+    """Images of one shape as one image, row by row; what is left of the last row is white."""
+    height, width = images[0].shape[:2]
+    page = np.full((-(-len(images) // columns) * height, columns * width, 3), 255, np.uint8)
+    for i, image in enumerate(images):
+        y, x = i // columns * height, i % columns * width
+        page[y : y + height, x : x + width] = image
+    return page
 
 
 def encode(pixels: Pixels) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -15,8 +14,11 @@ from torch import Tensor
 from vap.artifacts import ArrowFile
 from vap.datasets.images import Pixels, decode, fit
 from vap.errors import VapError
+from vap.training.seeds import shuffled
 
 HOLD = 2**30  # bytes of decoded images that a pool keeps; the others are decoded each time
+
+STREAM = 31  # of random numbers: which images make a batch
 
 Rows = Sequence[int]
 
@@ -135,24 +137,14 @@ def batch_numbers(
         real_share: of every batch, rounded, at least one image of each kind; null draws real and
             synthetic images from one pool, all alike.
     """
+    real_stream, synthetic_stream = (seed, STREAM, 0), (seed, STREAM, 1)
     if real_share is None or not n_synthetic:
-        return _slice(step * batch_size, batch_size, n_real + n_synthetic, seed, 0)
+        return shuffled(step * batch_size, batch_size, n_real + n_synthetic, *real_stream)
     real = min(max(round(real_share * batch_size), 1), batch_size - 1)
     synthetic = batch_size - real
     return np.concatenate(
         [
-            _slice(step * real, real, n_real, seed, 0),
-            n_real + _slice(step * synthetic, synthetic, n_synthetic, seed, 1),
+            shuffled(step * real, real, n_real, *real_stream),
+            n_real + shuffled(step * synthetic, synthetic, n_synthetic, *synthetic_stream),
         ]
     )
-
-
-def _slice(start: int, length: int, n: int, seed: int, stream: int) -> npt.NDArray[np.int64]:
-    """Places start … start + length - 1 of the endless sequence over 0 … n - 1."""
-    places = range(start, start + length)
-    return np.asarray([_permutation(seed, stream, place // n, n)[place % n] for place in places], np.int64)
-
-
-@lru_cache(maxsize=4)
-def _permutation(seed: int, stream: int, epoch: int, n: int) -> npt.NDArray[np.int64]:
-    return np.random.default_rng([seed, 31, stream, epoch]).permutation(n)

@@ -1,10 +1,12 @@
-"""Training of a classifier: AdamW, resumed where it was killed, the same bytes each time."""
+"""What a classifier learns in a step of the loop that all methods share (vap.training.engine)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,15 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vap.downstream.data import ImagePool, batch_numbers
-from vap.errors import VapError
 from vap.params import AugmentParams, ClassifierParams, DownstreamParams
 from vap.progress import Progress
 from vap.training import checkpoint
-from vap.training.prefetch import prefetched
-from vap.training.seeds import step_generator
+from vap.training.engine import Learner, Pace, train
+from vap.training.seeds import step_generator, step_seed
+from vap.training.watch import Watch
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 BETAS = (0.9, 0.999)  # AdamW's defaults
 GRAD_CLIP = 1.0  # norm
+LOG_EVERY = 10  # steps
 CHECKPOINT_EVERY = 500  # steps
 
 
@@ -65,6 +71,86 @@ def learning_rate(step: int, steps: int, warmup: float, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / (steps - rise)))
 
 
+@dataclass
+class LabelledImages:
+    """A batch."""
+
+    images: Tensor  # float32 (B, 3, H, W), 0..1
+    labels: Tensor  # int64 (B,)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> LabelledImages:
+        return LabelledImages(change(self.images), change(self.labels))
+
+    def to(self, device: torch.device) -> LabelledImages:
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+
+class ClassifierLearner(Learner[LabelledImages]):
+    """Cross-entropy and AdamW.
+
+    Args:
+        pool: the real images, then the synthetic ones.
+        n_real: how many are real.
+        own: steps, batch_size and lr of this classifier; `settings`: what all share.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        pool: ImagePool,
+        n_real: int,
+        own: ClassifierParams,
+        settings: DownstreamParams,
+        accelerator: Accelerator,
+        seed: int,
+    ) -> None:
+        self.net = net.to(accelerator.device).train()
+        self.pool, self.n_real, self.own, self.settings = pool, n_real, own, settings
+        self.accelerator, self.seed = accelerator, seed
+        self.names = [name for name, _ in net.named_parameters()]
+        self.optimizer = torch.optim.AdamW(
+            net.parameters(), lr=own.lr, betas=BETAS, weight_decay=settings.weight_decay, fused=True
+        )
+
+    def batch(self, step: int, part: slice) -> LabelledImages:
+        n_synthetic, share = len(self.pool) - self.n_real, self.settings.real_share
+        numbers = batch_numbers(step, self.own.batch_size, self.n_real, n_synthetic, share, self.seed)
+        images, labels = self.pool.batch(numbers)
+        images = augment(images, self.settings.augment, step_generator(self.seed, step))
+        return LabelledImages(images[part], labels[part])
+
+    def lr(self, step: int) -> float:
+        return learning_rate(step, self.own.steps, self.settings.warmup, self.own.lr)
+
+    def step(self, batch: LabelledImages, step: int) -> dict[str, Tensor]:
+        self.optimizer.param_groups[0]["lr"] = self.lr(step)
+        torch.manual_seed(step_seed(self.seed, step))  # of stochastic depth, where a network has it
+        with self.accelerator.autocast():
+            logits = self.net(batch.images).float()
+        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.settings.label_smoothing)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.net.parameters(), GRAD_CLIP)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"loss": loss.detach(), "grad_norm": norm.detach()}
+
+    def parts(self) -> dict[str, dict[str, Tensor]]:
+        return {
+            "model": self.net.state_dict(),
+            "optimizer": checkpoint.optimizer_tensors(self.optimizer, self.names),
+        }
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load(self, parts: Mapping[str, dict[str, Tensor]], state: Mapping[str, Any]) -> None:
+        self.net.load_state_dict(parts["model"])
+        checkpoint.load_optimizer_tensors(self.optimizer, self.names, parts["optimizer"])
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.net.state_dict()
+
+
 def fit(
     net: nn.Module,
     pool: ImagePool,
@@ -76,81 +162,30 @@ def fit(
     seed: int,
     device: torch.device,
     label: str,
+    watch: Watch | None = None,
 ) -> None:
-    """Train `net` on a pool; an interrupted run goes on from its newest checkpoint.
-
-    What a step draws and its learning rate are functions of (seed, step), so a checkpoint holds weights,
-    optimiser and step alone.
+    """Train `net` in place; an interrupted run goes on from its newest checkpoint.
 
     Args:
-        pool: the real images, then the synthetic ones.
-        n_real: how many are real.
-        own: steps, batch_size and lr of this classifier; `settings`: what all share.
         folder: where checkpoints are kept.
         label: for progress and errors.
+        watch: gets the curves.
 
     Raises:
         VapError: the loss is no longer finite, or an image is broken.
+        Stopped: SIGTERM came; the next run goes on from here.
     """
-    net.to(device).train()
-    names = [name for name, _ in net.named_parameters()]
-    optimizer = torch.optim.AdamW(
-        net.parameters(), lr=own.lr, betas=BETAS, weight_decay=settings.weight_decay, fused=True
+    train(
+        lambda accelerator: ClassifierLearner(net, pool, n_real, own, settings, accelerator, seed),
+        own.steps,
+        own.batch_size,
+        Pace(settings.precision, LOG_EVERY, CHECKPOINT_EVERY),
+        folder,
+        seed=seed,
+        device=str(device),
+        label=label,
+        watch=watch,
     )
-    done = 0
-    if (found := checkpoint.load_newest(folder)) is not None:
-        parts, state = found
-        net.load_state_dict(parts["model"])
-        checkpoint.load_optimizer_tensors(optimizer, names, parts["optimizer"])
-        _lay_out(optimizer)
-        done = state["step"]
-
-    def batch(step: int) -> tuple[Tensor, Tensor]:
-        n_synthetic = len(pool) - n_real
-        numbers = batch_numbers(step, own.batch_size, n_real, n_synthetic, settings.real_share, seed)
-        images, classes = pool.batch(numbers)
-        return augment(images, settings.augment, step_generator(seed, step)), classes
-
-    # on a CPU a thread that makes batches ahead would only take the training's time
-    steps = range(done, own.steps)
-    batches: Iterable[tuple[Tensor, Tensor]] = map(batch, steps)
-    if device.type == "cuda":
-        batches = prefetched(batch, done, own.steps)
-    with Progress(label, own.steps * own.batch_size, "img") as progress:
-        if done:
-            progress.skip(done * own.batch_size)
-        for step, (images, classes) in zip(steps, batches, strict=True):
-            optimizer.param_groups[0]["lr"] = learning_rate(step, own.steps, settings.warmup, own.lr)
-            torch.manual_seed(seed + step)  # of stochastic depth, where a network has it
-            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-                logits = net(images.to(device))
-            loss = F.cross_entropy(
-                logits.float(), classes.to(device), label_smoothing=settings.label_smoothing
-            )
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(net.parameters(), GRAD_CLIP)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            value = loss.item()
-            if not math.isfinite(value):
-                fix = "lower its lr in params.yaml: downstream"
-                raise VapError(f"{label}, step {step + 1}", "a loss that is not finite", "a number", fix)
-            progress.advance(own.batch_size, f"loss {value:.3f}")
-            if (step + 1) % CHECKPOINT_EVERY == 0:
-                tensors = {
-                    "model": net.state_dict(),
-                    "optimizer": checkpoint.optimizer_tensors(optimizer, names),
-                }
-                checkpoint.save(folder, step + 1, tensors, {})
-
-
-def _lay_out(optimizer: torch.optim.Optimizer) -> None:
-    """Give loaded moments the memory layout of their parameters, which files do not keep: the fused step
-    goes through both in the order of their memory."""
-    for parameter, slots in optimizer.state.items():
-        for name, value in slots.items():
-            if value.shape == parameter.shape:
-                slots[name] = torch.empty_like(parameter).copy_(value)
 
 
 @torch.inference_mode()

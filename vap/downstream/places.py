@@ -15,6 +15,11 @@ def scores_path(dataset: str, classifier: str, ratio: str, source: str) -> Path:
     return Path("results/downstream") / dataset / f"{classifier}-{ratio}-{source}.json"
 
 
+def curves_folder(dataset: str, classifier: str, ratio: str, source: str) -> Path:
+    """Where a classifier's live curves stand; no artefact."""
+    return Path("logs/classify") / f"{dataset}-{classifier}-{ratio}-{source}"
+
+
 def generator_data_of(source: str) -> str | None:
     """What the generator has seen: "full", all real images; "ratio", the classifier's; None: no generator."""
     if source == REAL_ALONE:

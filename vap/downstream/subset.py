@@ -46,12 +46,14 @@ def _place(seed: int, name: str) -> bytes:
     return hashlib.sha256(f"downstream:{seed}:{name}".encode(errors="surrogateescape")).digest()
 
 
-def share_of(dataset: str, percent: int, seed: int) -> dict[str, str]:
-    """Id to class of the images of a ratio, in the prepared file's order.
+def share_of(dataset: str, percent: int | None, seed: int) -> dict[str, str] | None:
+    """Id to class of the images of a ratio, in the prepared file's order; None, for all images, of None.
 
     Raises:
         VapError: the dataset is not prepared.
     """
+    if percent is None:
+        return None
     prepared = ArrowFile(prepared_path(dataset), "prepared")
     names, labels = prepared.column("id"), prepared.column("label")
     return {names[row]: labels[row] for row in subset_rows(prepared, percent, seed)}

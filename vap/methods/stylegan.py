@@ -102,6 +102,18 @@ class Method(OneStepMethod[StyleGANParams]):
             channel_max=m.channel_max,
         )
 
+    def discriminator(self, size: int, num_classes: int) -> Discriminator:
+        """Of images of `size` pixels a side."""
+        m = self.model
+        return Discriminator(
+            size=size,
+            num_classes=num_classes,
+            channel_base=m.discriminator_channel_base,
+            channel_max=m.discriminator_channel_max,
+            group_size=m.group_size,
+            mapping_layers=m.discriminator_mapping_layers,
+        )
+
     def learner(
         self,
         build: Callable[[], nn.Module],
@@ -112,14 +124,7 @@ class Method(OneStepMethod[StyleGANParams]):
     ) -> Callable[[Accelerator], GanLearner]:
         def make(accelerator: Accelerator) -> GanLearner:
             generator = build()
-            discriminator = Discriminator(
-                size=data.shape[1],
-                num_classes=len(data.classes),
-                channel_base=self.model.discriminator_channel_base,
-                channel_max=self.model.discriminator_channel_max,
-                group_size=self.model.group_size,
-                mapping_layers=self.model.discriminator_mapping_layers,
-            )
+            discriminator = self.discriminator(data.shape[1], len(data.classes))
             return GanLearner(generator, discriminator, data, self.train, shared, compute, accelerator, seed)
 
         return make

@@ -9,7 +9,7 @@ from typing import Any
 
 from vap.artifacts import ArrowFile, provenance, work_folder, write_json
 from vap.downstream.data import ImagePool, synthetic_rows
-from vap.downstream.places import REAL_ALONE, generator_data_of, scores_path
+from vap.downstream.places import REAL_ALONE, curves_folder, generator_data_of, scores_path
 from vap.downstream.scores import measure
 from vap.downstream.subset import real_rows, subset_rows
 from vap.errors import VapError
@@ -18,7 +18,7 @@ from vap.progress import Progress
 from vap.runs import share_run
 from vap.stages.common import prepared_path, samples_path, set_up_torch
 
-LIBRARIES = ("numpy", "pillow", "pyarrow", "safetensors", "timm", "torch")
+LIBRARIES = ("accelerate", "numpy", "pillow", "pyarrow", "safetensors", "timm", "torch")
 ONLY_SYNTHETIC = (
     "synthetic",
     "synthetic_balance",
@@ -50,6 +50,7 @@ def run(params: Params, dataset: str, classifier: str, ratio: str, source: str) 
 
     from vap.downstream.classifier import Classifier
     from vap.downstream.fit import fit, predict
+    from vap.training.watch import Watch
 
     own = settings.classifier[classifier]
     prepared = ArrowFile(prepared_path(dataset), "prepared")
@@ -80,7 +81,18 @@ def run(params: Params, dataset: str, classifier: str, ratio: str, source: str) 
     )
     label = f"classify {dataset} {classifier} {ratio} % {source}"
     with work_folder(record) as work:
-        fit(net, pool, len(real), own, settings, work, seed=params.seed, device=device, label=label)
+        fit(
+            net,
+            pool,
+            len(real),
+            own,
+            settings,
+            work,
+            seed=params.seed,
+            device=device,
+            label=label,
+            watch=Watch(curves_folder(dataset, classifier, ratio, source), device),
+        )
         with Progress(f"{label}, test", len(tested), "img") as progress:
             probabilities = predict(net, tested, own.batch_size, device, progress)
         scores = measure(probabilities, tested.labels, classes, params.seed)

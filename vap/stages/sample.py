@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vap.artifacts import SCHEMAS, ArrowFile, atomic, build_arrow, provenance, rank_and_world
-from vap.datasets.images import decode, encode
+from vap.datasets.images import decode, encode, tiled
 from vap.diffusion.draw import draw
 from vap.diffusion.sampler import noise_of
 from vap.downstream.subset import share_of
@@ -40,7 +40,7 @@ from vap.stages.common import (
 from vap.training.checkpoint import load_weights
 from vap.training.data import condition_of, null_of
 
-PREVIEW = 64  # images of the preview
+PREVIEW, PREVIEW_COLUMNS = 64, 8  # images of the preview, and of a row of it
 WITH_DECODER: tuple[Kind, ...] = ("latents", "prompts")
 
 
@@ -174,11 +174,11 @@ def run(params: Params, dataset: str, name: str, condition: str) -> Path:
     if generator.method.kind == "prompts":
         inputs["prompts"] = bank_path(dataset)
         bank = PromptBank(bank_path(dataset))
-        others, share = params.ablation.other, None
-        if wanted.percent is not None:
-            share = share_of(dataset, wanted.percent, params.seed)
+        share = share_of(dataset, wanted.percent, params.seed)
+        if share is not None:
             inputs["prepared"] = prepared_path(dataset)
-        draws = draws_of(condition, bank, generator.classes, device, others.get(dataset), share)
+        other = params.ablation.other.get(dataset)
+        draws = draws_of(condition, bank, generator.classes, device, other, share)
         inputs |= draws.inputs
     record = provenance(
         "sample",
@@ -244,11 +244,8 @@ def libraries_of(generator: Generator) -> set[str]:
 
 
 def _preview(samples: Path, target: Path) -> None:
-    """The first samples as one PNG, in rows of eight."""
+    """The first samples as one PNG."""
     file = ArrowFile(samples, "samples")
     images = [decode(file.value("image", row)) for row in range(min(PREVIEW, len(file)))]
-    while len(images) % 8:
-        images.append(np.full_like(images[0], 255))
-    rows = [np.concatenate(images[i : i + 8], axis=1) for i in range(0, len(images), 8)]
     with atomic(target) as part:
-        part.write_bytes(encode(np.concatenate(rows, axis=0)))
+        part.write_bytes(encode(tiled(images, PREVIEW_COLUMNS)))

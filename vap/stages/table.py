@@ -108,10 +108,11 @@ def mean_row(dataset: str, method: str, seeds: Sequence[int]) -> Row:
         VapError: the metrics of a run are absent, or no metrics.
     """
     names = [method, *(seed_run(method, seed) for seed in seeds)]
-    rows = [row_of(dataset, name, "seen") for name in names]
+    paths = [metrics_path(dataset, name, "seen") for name in names]
+    metrics = [read(path) for path in paths]
+    rows = [_row_of(found, path) for found, path in zip(metrics, paths, strict=True)]
     row = rows[0] | {"runs": str(len(rows))}
     row["seeds"] = " ".join(map(str, [row["seeds"], *seeds]))
-    metrics = [read(metrics_path(dataset, name, "seen")) for name in names]
     for name in NUMBERS:
         mean, sd = mean_and_sd([found[name] for found in metrics], 4 if "kid" in name else 3)
         row |= {name: mean} if name in SPREADS else {name: mean, name + SD: sd}
@@ -136,7 +137,10 @@ def row_of(dataset: str, method: str, condition: str) -> Row:
         VapError: the metrics are absent, or no metrics.
     """
     path = metrics_path(dataset, method, condition)
-    metrics = read(path)
+    return _row_of(read(path), path)
+
+
+def _row_of(metrics: Mapping[str, Any], path: Path) -> Row:
     try:
         row = {name: metrics[name] for name in COLUMNS if name in metrics}
         row["seeds"] = metrics["seed"]

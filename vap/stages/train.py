@@ -54,7 +54,7 @@ def run(params: Params, dataset: str, name: str) -> Path:
             "move it there",
         )
     even = TEXT_MULTIPLE if device.type == "cuda" or params.compute.compile else 1
-    only = None if wanted.percent is None else share_of(dataset, wanted.percent, params.seed)
+    only = share_of(dataset, wanted.percent, params.seed)
     data = implementation.data(dataset, even, only)
     inputs = dict(data.inputs)
     if only is not None:
@@ -134,7 +134,7 @@ def run(params: Params, dataset: str, name: str) -> Path:
             return model_path(dataset, name)  # the first process writes
         with atomic(model_path(dataset, name)) as part:
             part.mkdir(parents=True)
-            write_safetensors(part / "model.safetensors", trained.ema)
+            write_safetensors(part / "model.safetensors", trained.weights)
             write_log(part / "train.csv", trained.log)
             write_json(part / "config.json", config)
     return model_path(dataset, name)

@@ -32,7 +32,8 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dic
 def load_optimizer_tensors(
     optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]
 ) -> None:
-    """Take over what `optimizer_tensors` returned."""
+    """Take over what `optimizer_tensors` returned, in the memory layout of the parameters, which files do not
+    keep."""
     state: dict[int, dict[str, Tensor]] = {}
     index = {name: i for i, name in enumerate(names)}
     for key, value in tensors.items():
@@ -40,6 +41,10 @@ def load_optimizer_tensors(
         state.setdefault(index[name], {})[slot] = value
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for parameter, slots in optimizer.state.items():
+        for slot, value in slots.items():
+            if value.shape == parameter.shape:  # a fused step goes through both in the order of their memory
+                slots[slot] = torch.empty_like(parameter).copy_(value)
 
 
 def save(folder: Path, step: int, parts: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Path:

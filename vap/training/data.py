@@ -15,18 +15,12 @@ from vap.artifacts import ArrowFile
 from vap.errors import VapError
 from vap.methods.base import Batch, Condition
 from vap.prompts.bank import NULL_ROW, PromptBank, TokenSource
-from vap.training.seeds import step_generator
+from vap.training.seeds import shuffled, step_generator
 
 
 def batch_rows(seed: int, step: int, rows: int, batch_size: int) -> npt.NDArray[np.int64]:
     """Which rows make the batch of `step`: consecutive pieces of one permutation an epoch."""
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    result = np.empty(batch_size, np.int64)
-    for epoch in np.unique(positions // rows):
-        permutation = np.random.default_rng([seed, int(epoch)]).permutation(rows)
-        here = positions // rows == epoch
-        result[here] = permutation[positions[here] % rows]
-    return result
+    return shuffled(step * batch_size, batch_size, rows, seed)
 
 
 class HeldTexts:

@@ -1,6 +1,7 @@
 """The training loop of every method: resumable at any step, the same bytes each time.
 
-What a step does is a `Learner`'s: of a diffusion method in loop.py, of an adversarial one in gan.py.
+What a step does is a `Learner`'s: of a diffusion method in loop.py, of an adversarial one in gan.py, of a
+classifier in vap.downstream.fit.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import torch
 from torch import Tensor
 
 from vap.errors import Stopped, VapError
-from vap.params import TrainParams
 from vap.progress import Progress
 from vap.training import checkpoint
 from vap.training.prefetch import prefetched
@@ -30,6 +30,26 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 AGREE_EVERY = 10  # steps between the processes' agreements to stop
+
+
+class LoopParams(Protocol):
+    """What the loop reads of section `train` of params.yaml, or of a `Pace`."""
+
+    @property
+    def precision(self) -> str: ...
+    @property
+    def log_every(self) -> int: ...
+    @property
+    def checkpoint_every(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Pace:
+    """The same, of a training that is not of section `train`."""
+
+    precision: str  # fp32 | bf16 | fp16
+    log_every: int  # steps
+    checkpoint_every: int  # steps
 
 
 class Movable(Protocol):
@@ -82,13 +102,13 @@ class Learner(ABC, Generic[B]):
         """Take over what `parts` and `state` returned."""
 
     @abstractmethod
-    def averaged(self) -> dict[str, Tensor]:
-        """The averaged weights of the network that draws, float32."""
+    def weights(self) -> dict[str, Tensor]:
+        """What the run is for: of a generator the averaged weights, float32."""
 
 
 @dataclass
 class Trained:
-    ema: dict[str, Tensor]  # averaged weights, float32, on the CPU
+    weights: dict[str, Tensor]  # as the learner's, on the CPU
     log: list[dict[str, float]]  # a row every `log_every` steps
 
 
@@ -104,7 +124,7 @@ def train(
     learner_of: Callable[[Accelerator], Learner[Any]],
     steps: int,
     batch_size: int,
-    shared: TrainParams,
+    pace: LoopParams,
     folder: Path,
     *,
     seed: int,
@@ -112,12 +132,12 @@ def train(
     label: str = "train",
     watch: Watch | None = None,
 ) -> Trained:
-    """Train one method.
+    """Train one method, or a classifier.
 
     Args:
         learner_of: called once, right after the seed is set.
         batch_size: images a step, of all processes together.
-        shared: section `train` of params.yaml.
+        pace: section `train` of params.yaml, or a `Pace`.
         folder: where checkpoints are kept; an interrupted run goes on from the newest. A checkpoint holds
             the learner's tensors and state, the log and the step. Learning rate, draws and data order are
             functions of the step, so nothing else is needed.
@@ -128,7 +148,7 @@ def train(
         VapError: a logged number is no longer finite, or the loss has exploded.
         Stopped: SIGTERM came; the next run goes on from here.
     """
-    accelerator = make_accelerator(device, shared.precision)
+    accelerator = make_accelerator(device, pace.precision)
     part = _share(accelerator, batch_size)
     torch.manual_seed(seed)
     learner = learner_of(accelerator)
@@ -160,8 +180,8 @@ def train(
             lr = learner.lr(done)
             values = learner.step(next(batches).to(accelerator.device), done)
             done += 1
-            saving = done < steps and (done % shared.checkpoint_every == 0 or stop.agreed(done))
-            logging = done % shared.log_every == 0 or done == steps
+            saving = done < steps and (done % pace.checkpoint_every == 0 or stop.agreed(done))
+            logging = done % pace.log_every == 0 or done == steps
             if saving or logging:
                 row = mean(values)
                 check_health(label, done, row, folder, learner.explodes, learner.scaled)
@@ -171,13 +191,13 @@ def train(
                         info = watch.saw(log[-1], batch_size)
             progress.advance(1, info)
             if watch is not None and first and watch.wants_preview(done):
-                watch.preview(done, learner.averaged())
+                watch.preview(done, learner.weights())
             if saving:
                 if first:
                     save()
                 if stop.agreed(done):
                     raise Stopped(f"{label}: stopped at step {done}; the next run goes on from there")
-    return Trained({name: value.cpu() for name, value in learner.averaged().items()}, log)
+    return Trained({name: value.cpu() for name, value in learner.weights().items()}, log)
 
 
 def _share(accelerator: Accelerator, batch_size: int) -> slice:

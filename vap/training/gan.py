@@ -249,7 +249,7 @@ class GanLearner(Learner[GanBatch]):
         self.ada.load(state["ada"])
         self.r1 = state["r1"]
 
-    def averaged(self) -> dict[str, Tensor]:
+    def weights(self) -> dict[str, Tensor]:
         return {**self.generator.state_dict(), **self.ema.state()}  # buffers as they are
 
 

@@ -127,5 +127,5 @@ class DiffusionLearner(Learner[Batch]):
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
-    def averaged(self) -> dict[str, Tensor]:
+    def weights(self) -> dict[str, Tensor]:
         return self.ema.state()

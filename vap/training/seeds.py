@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
+import numpy.typing as npt
 import torch
 
 
@@ -15,3 +18,18 @@ def step_seed(seed: int, step: int, *stream: int) -> int:
 def step_generator(seed: int, step: int, *stream: int) -> torch.Generator:
     """The random source of one training step, the same in every process."""
     return torch.Generator().manual_seed(step_seed(seed, step, *stream))
+
+
+def shuffled(start: int, length: int, n: int, *key: int) -> npt.NDArray[np.int64]:
+    """Places start … start + length - 1 of an endless sequence: a permutation of 0 … n - 1 after another.
+
+    Args:
+        key: seed and stream; each has a sequence of its own.
+    """
+    places = range(start, start + length)
+    return np.asarray([_permutation(n, *key, place // n)[place % n] for place in places], np.int64)
+
+
+@lru_cache(maxsize=4)
+def _permutation(n: int, *key: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng(key).permutation(n)

@@ -151,6 +151,10 @@ def classify_stage(wildcards):
     run = RUNS.get(wildcards.source)
     if run is None or run.variant != "ratio":
         return f"classify-plus@{item}-{wildcards.source}"
+    if wildcards.ratio != str(run.percent):
+        target = f"{wildcards.classifier}-{wildcards.ratio}-{run.name}"
+        fix = f"name {wildcards.classifier}-{run.percent}-{run.name}"
+        raise WorkflowError(str(VapError(target, f"ratio {wildcards.ratio}", f"{run.percent}, the run's own", fix)))
     return f"classify-ratio@{item}-{run.method}"
 
 
