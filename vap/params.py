@@ -169,6 +169,19 @@ class AutoencoderTrainParams(Section):
     kl_weight: Annotated[float, Field(ge=0)]
 
 
+class LinearParams(Section):
+    patch: PositiveInt
+    latent_channels: PositiveInt
+    noise: Annotated[float, Field(ge=0)]
+    images: PositiveInt | None
+
+    @model_validator(mode="after")
+    def _not_more_than_there_is(self) -> LinearParams:
+        if self.latent_channels > 3 * self.patch**2:
+            raise ValueError(f"'latent_channels' must be at most 3 * patch² = {3 * self.patch**2}")
+        return self
+
+
 class FinetuneParams(Section):
     steps: PositiveInt
     batch_size: PositiveInt
@@ -176,17 +189,23 @@ class FinetuneParams(Section):
 
 
 class LatentsParams(Section):
-    autoencoder: Literal["train", "kl", "taesd"]
+    autoencoder: Literal["linear", "train", "kl", "taesd"]
     path: str | None
     scale: Annotated[float, Field(gt=0)] | None
     batch_size: PositiveInt
+    linear: LinearParams
     train: AutoencoderTrainParams
     finetune_decoder: FinetuneParams | None
     lpips_path: str | None
 
+    @property
+    def pretrained(self) -> bool:
+        """Whether the weights come from `path`."""
+        return self.autoencoder in ("kl", "taesd")
+
     @model_validator(mode="after")
     def _path_where_needed(self) -> LatentsParams:
-        if self.autoencoder != "train" and self.path is None:
+        if self.pretrained and self.path is None:
             raise ValueError(f"'path' must name the weights' folder of autoencoder: {self.autoencoder}")
         return self
 

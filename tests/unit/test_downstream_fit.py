@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from accelerate.state import AcceleratorState
 from downstream_toy import CLASSES, params, write_prepared
 from safetensors.torch import load_file, save_file
 
@@ -227,7 +228,7 @@ def test_a_loss_that_is_not_finite_is_one_line() -> None:
         trained(network__lr=1e30)
 
 
-def test_every_training_setting_changes_the_weights() -> None:
+def test_every_training_setting_changes_the_weights(fresh_accelerate: None) -> None:
     plain, _, _ = trained("plain")
     for i, change in enumerate(
         (
@@ -239,5 +240,6 @@ def test_every_training_setting_changes_the_weights() -> None:
             {"precision": "bf16"},
         )
     ):
+        AcceleratorState._reset_state(reset_partial_state=True)  # it holds one precision a process
         other, _, _ = trained(f"other{i}", **change)
         assert any(not torch.equal(plain[key], other[key]) for key in plain), change

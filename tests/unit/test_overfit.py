@@ -59,6 +59,7 @@ def params(method: str) -> Params:
     data["downstream"]["sources"] = []
     data["compute"] |= {"device": "cpu", "threads": 1}
     data["prepare"]["image_size"] = SIDE
+    data["latents"]["autoencoder"] = "train"
     data["latents"]["train"] |= AUTOENCODER
     data["sample"] |= {"n": N, "batch_size": N, "steps": 50, "spacing": "logsnr"}
     own = data["method"][method]

@@ -10,18 +10,23 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from vap.artifacts import write_safetensors
 from vap.errors import VapError
+from vap.models.linear import LinearNet
 
 DETERMINISTIC = -30.0  # log-variance of an encoder that has none
+CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"  # of a folder, in diffusers' layout
+LINEAR = "LinearAutoencoder"  # its class in config.json
 
 
 class Autoencoder(ABC):
     """An encoder f_E and a decoder f_D.
 
     Attributes:
-        net: the diffusers network that does the work.
+        net: the network that does the work.
         latent_channels: C.
         factor: the image's side over the latents' side.
     """
@@ -29,6 +34,7 @@ class Autoencoder(ABC):
     net: nn.Module
     latent_channels: int
     factor: int
+    libraries: tuple[str, ...] = ("diffusers",)  # what the network is built of, beyond torch
 
     @abstractmethod
     def moments(self, images: Tensor) -> Tensor:
@@ -50,7 +56,7 @@ class Autoencoder(ABC):
     def save(self, folder: Path) -> None:
         """Write the network in diffusers' layout (config.json and safetensors)."""
         self.net.save_pretrained(folder)  # type: ignore[operator]
-        file = folder / "config.json"
+        file = folder / CONFIG
         config = json.loads(file.read_text())
         config.pop("_name_or_path", None)  # where it was loaded from is not what it is
         file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -107,8 +113,7 @@ class Tiny(Autoencoder):
 
     @torch.inference_mode()
     def moments(self, images: Tensor) -> Tensor:
-        mean = self.net.encode(images).latents  # type: ignore[operator]
-        return torch.cat([mean, torch.full_like(mean, DETERMINISTIC)], dim=1)
+        return _certain(self.net.encode(images).latents)  # type: ignore[operator]
 
     def reconstruct(self, latents: Tensor) -> Tensor:
         return self.net.decode(latents).sample  # type: ignore[operator, no-any-return]
@@ -117,11 +122,43 @@ class Tiny(Autoencoder):
         return list(self.net.decoder.parameters())  # type: ignore[union-attr, arg-type]
 
 
+class Linear(Autoencoder):
+    """The linear autoencoder fitted here (vap.models.linear); its encoder is deterministic."""
+
+    libraries = ()
+
+    def __init__(self, net: LinearNet) -> None:
+        self.net: LinearNet = net.eval()
+        self.latent_channels, self.factor = net.latent_channels, net.patch
+
+    @torch.inference_mode()
+    def moments(self, images: Tensor) -> Tensor:
+        return _certain(self.net.encode(images))
+
+    def reconstruct(self, latents: Tensor) -> Tensor:
+        return self.net.decode(latents)
+
+    def decoder_parameters(self) -> list[nn.Parameter]:
+        return list(self.net.decoder.parameters())
+
+    def save(self, folder: Path) -> None:
+        """Write it under the names that diffusers' networks have."""
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {"_class_name": LINEAR, "latent_channels": self.latent_channels, "patch": self.factor}
+        (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        write_safetensors(folder / WEIGHTS, self.net.state_dict())
+
+
+def _certain(mean: Tensor) -> Tensor:
+    """Moments of an encoder without a variance."""
+    return torch.cat([mean, torch.full_like(mean, DETERMINISTIC)], dim=1)
+
+
 # ── loading ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def load(folder: Path) -> Autoencoder:
-    """An autoencoder that `save` wrote, or any diffusers AutoencoderKL or AutoencoderTiny folder.
+    """An autoencoder that `save` wrote, or any of diffusers' AutoencoderKL or AutoencoderTiny folder.
 
     Raises:
         VapError: the folder is absent or holds no such network.
@@ -131,9 +168,14 @@ def load(folder: Path) -> Autoencoder:
     if not folder.is_dir():
         raise VapError(folder, "no such folder", expected, fix)
     try:
-        if (folder / "taesd_encoder.safetensors").is_file() and not (folder / "config.json").is_file():
+        if (folder / "taesd_encoder.safetensors").is_file() and not (folder / CONFIG).is_file():
             return Tiny(_taesd(folder))
-        name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        name = config["_class_name"]
+        if name == LINEAR:
+            net = LinearNet(config["patch"], config["latent_channels"])
+            net.load_state_dict(load_file(folder / WEIGHTS))
+            return Linear(net)
         if name == "AutoencoderKL":
             from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
@@ -163,7 +205,6 @@ def _taesd(folder: Path) -> Any:
     no weights, so there the numbers are one lower.
     """
     from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
-    from safetensors.torch import load_file
 
     state = {}
     for part, shift in (("encoder", 0), ("decoder", 1)):

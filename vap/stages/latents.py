@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,10 @@ from vap.artifacts import (
 from vap.datasets.images import decode
 from vap.errors import VapError
 from vap.metrics.reconstruction import reconstruction
-from vap.models import autoencoder
-from vap.models.autoencoder import Autoencoder
-from vap.params import AutoencoderTrainParams, FinetuneParams, Params
+from vap.models import autoencoder, linear
+from vap.models.autoencoder import Autoencoder, Linear
+from vap.models.linear import LinearNet
+from vap.params import AutoencoderTrainParams, FinetuneParams, LinearParams, Params
 from vap.stages.common import (
     autoencoder_path,
     latents_path,
@@ -54,22 +55,25 @@ def run(params: Params, dataset: str) -> Path:
     prepared = ArrowFile(prepared_path(dataset), "prepared")
     settings = params.latents
     inputs = {"prepared": prepared.path}
-    if settings.path is not None and settings.autoencoder != "train":
+    if settings.path is not None and settings.pretrained:
         inputs["weights"] = Path(settings.path)
         autoencoder.load(Path(settings.path))  # says what is wrong before it is hashed
+    diffusers = ("diffusers",) if settings.autoencoder != "linear" else ()
     record = provenance(
         "latents",
         (dataset,),
         params={"seed": params.seed, "latents": settings.model_dump()},
         inputs=inputs,
-        libraries=("diffusers", "numpy", "pyarrow", "torch"),
+        libraries=(*diffusers, "numpy", "pyarrow", "torch"),
     )
     size = params.prepare.image_size
 
-    if settings.autoencoder == "train":
-        ae: Autoencoder = _train(prepared, settings.train, size, params.seed, record, device)
-    else:
+    if settings.pretrained:
         ae = autoencoder.load(Path(inputs["weights"]))
+    elif settings.autoencoder == "linear":
+        ae = _fit_linear(prepared, settings.linear, params.seed, settings.batch_size)
+    else:
+        ae = _train(prepared, settings.train, size, params.seed, record, device)
     if size % ae.factor:
         raise VapError(
             "params.yaml: prepare.image_size",
@@ -141,6 +145,22 @@ def _measure_scale(prepared: ArrowFile, moments: Any, seed: int, batch_size: int
         total_sq += float((latents**2).sum())
         count += latents.size
     return 1 / math.sqrt(total_sq / count - (total / count) ** 2)
+
+
+def _fit_linear(prepared: ArrowFile, settings: LinearParams, seed: int, batch_size: int) -> Autoencoder:
+    """Fit the linear autoencoder to training images, drawn by seed where not all are taken."""
+    rows = _training_rows(prepared)
+    if settings.images is not None:
+        rows = np.sort(np.random.default_rng([seed, 4]).permutation(rows)[: settings.images])
+
+    def batches() -> Iterator[Tensor]:
+        for start in range(0, len(rows), batch_size):
+            chosen = rows[start : start + batch_size]
+            yield to_tensor([decode(prepared.value("image", int(row))) for row in chosen])
+
+    net = LinearNet(settings.patch, settings.latent_channels)
+    linear.fit(net, batches, settings.noise)
+    return Linear(net)
 
 
 def _train(

@@ -177,8 +177,8 @@ def run(params: Params, dataset: str, name: str, condition: str) -> Path:
         share = share_of(dataset, wanted.percent, params.seed)
         if share is not None:
             inputs["prepared"] = prepared_path(dataset)
-        other = params.ablation.other.get(dataset)
-        draws = draws_of(condition, bank, generator.classes, device, other, share)
+        others = params.ablation.other
+        draws = draws_of(condition, bank, generator.classes, device, others.get(dataset), share)
         inputs |= draws.inputs
     record = provenance(
         "sample",
@@ -240,7 +240,8 @@ def run(params: Params, dataset: str, name: str, condition: str) -> Path:
 
 def libraries_of(generator: Generator) -> set[str]:
     """What the networks are built of, beyond torch."""
-    return {*generator.method.libraries, *(["diffusers"] if generator.autoencoder is not None else [])}
+    decoder = generator.autoencoder
+    return {*generator.method.libraries, *(decoder.libraries if decoder is not None else ())}
 
 
 def _preview(samples: Path, target: Path) -> None:

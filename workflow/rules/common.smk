@@ -154,7 +154,9 @@ def classify_stage(wildcards):
     if wildcards.ratio != str(run.percent):
         target = f"{wildcards.classifier}-{wildcards.ratio}-{run.name}"
         fix = f"name {wildcards.classifier}-{run.percent}-{run.name}"
-        raise WorkflowError(str(VapError(target, f"ratio {wildcards.ratio}", f"{run.percent}, the run's own", fix)))
+        raise WorkflowError(
+            str(VapError(target, f"ratio {wildcards.ratio}", f"{run.percent}, the run's own", fix))
+        )
     return f"classify-ratio@{item}-{run.method}"
 
 
