@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+NOTHING = 1e-9  # variance, of the mean square of a patch, below which a component is none: its latents are 0
 NEIGHBOURS = 5  # latents a side that the decoder sees around a patch, itself among them
 
 
@@ -59,9 +60,11 @@ def fit(net: LinearNet, batches: Callable[[], Iterable[Tensor]], noise: float) -
         n, total, square = n + len(rows), total + rows.sum(0), square + rows.T @ rows
     mean = total / n
     values, vectors = torch.linalg.eigh(square / n - torch.outer(mean, mean))  # ascending
-    values, vectors = values[-C:].flip(0).clamp_min(1e-12), vectors[:, -C:].flip(1)
+    values, vectors = values[-C:].flip(0), vectors[:, -C:].flip(1)
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
-    weights = (vectors * largest.sign() / values.sqrt()).T  # an eigenvector's sign is arbitrary
+    vectors = vectors * largest.sign()  # an eigenvector's sign is arbitrary
+    there = values > NOTHING * square.trace() / n  # e.g. grey images have no colour
+    weights = torch.where(there, vectors / values.clamp_min(1e-300).sqrt(), 0).T
     _set(net.encoder, weights.reshape(C, 3, p, p), -weights @ mean)
 
     size = C * k * k

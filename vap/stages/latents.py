@@ -71,16 +71,10 @@ def run(params: Params, dataset: str) -> Path:
     if settings.pretrained:
         ae = autoencoder.load(Path(inputs["weights"]))
     elif settings.autoencoder == "linear":
-        ae = _fit_linear(prepared, settings.linear, params.seed, settings.batch_size)
+        ae = _fit_linear(prepared, settings.linear, size, params.seed, settings.batch_size)
     else:
         ae = _train(prepared, settings.train, size, params.seed, record, device)
-    if size % ae.factor:
-        raise VapError(
-            "params.yaml: prepare.image_size",
-            str(size),
-            f"a multiple of {ae.factor}, the autoencoder's down-sampling",
-            "change it, or the autoencoder",
-        )
+    _check_side(size, ae.factor)
     ae.net.to(device)
 
     def moments(rows: range) -> np.ndarray:
@@ -147,8 +141,21 @@ def _measure_scale(prepared: ArrowFile, moments: Any, seed: int, batch_size: int
     return 1 / math.sqrt(total_sq / count - (total / count) ** 2)
 
 
-def _fit_linear(prepared: ArrowFile, settings: LinearParams, seed: int, batch_size: int) -> Autoencoder:
+def _check_side(size: int, factor: int) -> None:
+    if size % factor:
+        raise VapError(
+            "params.yaml: prepare.image_size",
+            str(size),
+            f"a multiple of {factor}, the autoencoder's down-sampling",
+            "change it, or the autoencoder",
+        )
+
+
+def _fit_linear(
+    prepared: ArrowFile, settings: LinearParams, size: int, seed: int, batch_size: int
+) -> Autoencoder:
     """Fit the linear autoencoder to training images, drawn by seed where not all are taken."""
+    _check_side(size, settings.patch)
     rows = _training_rows(prepared)
     if settings.images is not None:
         rows = np.sort(np.random.default_rng([seed, 4]).permutation(rows)[: settings.images])
@@ -173,13 +180,7 @@ def _train(
 ) -> Autoencoder:
     """Train a small AutoencoderKL on the training split; a finished one is kept until the stage ends."""
     torch.manual_seed(seed)
-    if size % (settings.patch * 2 ** (len(settings.channels) - 1)):
-        raise VapError(
-            "params.yaml: latents.train",
-            f"patch {settings.patch} and {len(settings.channels)} levels",
-            f"a down-sampling that divides image_size {size}",
-            "change one of them",
-        )
+    _check_side(size, settings.patch * 2 ** (len(settings.channels) - 1))
     ae = autoencoder.small_kl(size, settings.patch, settings.channels, settings.latent_channels)
     rows = _training_rows(prepared)
 
