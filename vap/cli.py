@@ -314,6 +314,17 @@ def audit_captions(dataset: Dataset) -> None:
     print(f"Images with their descriptions: {folder / 'captions.html'}")
 
 
+@audits.command("samples")
+def audit_samples(dataset: Dataset, method: Method, condition: Condition = "seen") -> None:
+    """Look whether samples show what their descriptions say; under results/audit/DATASET/."""
+    from vap.captioning.audit_samples import audit_samples as run
+
+    _params(dataset, method)
+    target = run(dataset, method, condition)
+    print(target.with_suffix(".md").read_text(encoding="utf-8"))
+    print(f"Samples with their descriptions: {target.with_suffix('.html')}")
+
+
 @app.command()
 def cost(
     name: Annotated[

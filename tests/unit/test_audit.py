@@ -15,6 +15,7 @@ from toy import write
 from typer.testing import CliRunner
 
 from vap.captioning.audit import audit
+from vap.captioning.audit_samples import Agreement, audit_samples
 from vap.captioning.measured import describe, measure
 from vap.captioning.statements import PATTERNS, UNSAID, diagnoses, refuses, stated
 from vap.cli import app
@@ -208,3 +209,85 @@ def test_no_captions_is_one_line(project: Path) -> None:
     Path("data/captions/phantom-isic2018.parquet").unlink()
     with pytest.raises(VapError, match="run the caption stage"):
         audit("phantom-isic2018")
+
+
+# ── the audit of samples ────────────────────────────────────────────────────────────────────────
+
+
+def make_samples(texts: list[str | None], labels: str, dataset: str = "phantom-isic2018") -> None:
+    """Black round spots on pale skin, one a text."""
+    y, x = np.mgrid[:64, :64]
+    pixels = np.full((64, 64, 3), (236, 206, 190), np.uint8)
+    pixels[(y - 32) ** 2 + (x - 32) ** 2 < 100] = 20
+    entry = {"image": encode(pixels)}
+    rows = [
+        {"index": i, "label": label, "text": text, **entry}
+        for i, (text, label) in enumerate(zip(texts, labels, strict=True))
+    ]
+    write(Path(f"results/samples/{dataset}/vap-seen.arrow"), "samples", rows, classes=sorted(set(labels)))
+
+
+SPOT = "A small round black smooth lesion on pale skin without hair."
+SAMPLED = [SPOT, SPOT.replace("black", "red"), SPOT.replace("pale", "tan"), "A lesion on brown skin.", None]
+
+
+def agreements(path: Path) -> dict[str, list[float]]:
+    with path.with_suffix(".csv").open(encoding="utf-8") as file:
+        return {
+            r["attribute"]: [float(v or -1) for k, v in r.items() if k != "attribute"]
+            for r in csv.DictReader(file)
+        }
+
+
+def test_samples_are_compared_with_their_descriptions(project: Path) -> None:
+    make_samples(SAMPLED, "aabba")
+    found = agreements(audit_samples("phantom-isic2018", "vap", "seen"))
+    # class a: black and red said, black seen; class b: black said once, black seen
+    assert found["color"][:3] == [3, pytest.approx(2 / 3, abs=1e-5), pytest.approx(2 / 3, abs=1e-5)]
+    assert found["skin"][:3] == [4, 0.5, 0.5]
+    assert found["frame"][:3] == [4, 1, 1]  # unsaid, and full
+    assert found["shape"][:2] == [3, 1]
+    assert found["color"][3] == 1  # three of the real images' descriptions say black, and all are
+    assert found["skin"][3] == 1
+
+
+def test_what_a_class_alone_gives_is_no_agreement_of_its_own(project: Path) -> None:
+    """Two classes of one colour each: the class says it all; one class of both: it says half."""
+    texts: list[str | None] = [SPOT, SPOT.replace("black", "red")] * 2
+    make_samples(texts, "abab")
+    assert agreements(audit_samples("phantom-isic2018", "vap", "seen"))["color"][1:3] == [0.5, 0.5]
+    entry = Agreement()
+    entry.pairs.update({("a", "red", "red"): 3, ("a", "black", "black"): 1})
+    assert (entry.agree(), entry.by_class_alone()) == (1, (9 + 1) / 16)
+    entry = Agreement()
+    entry.pairs.update({("a", "red", "red"): 3, ("b", "black", "black"): 1})
+    assert (entry.agree(), entry.by_class_alone()) == (1, 1)
+
+
+def test_the_samples_page_shows_what_is_seen(project: Path) -> None:
+    make_samples(SAMPLED, "aabba")
+    target = audit_samples("phantom-isic2018", "vap", "seen")
+    page = target.with_suffix(".html").read_text(encoding="utf-8")
+    assert page.count("<figure>") == 4 + 4  # with a description: evenly spaced, and those least like it
+    assert '<span class="wrong">color: black</span>' in page
+    assert "Seen in it" in page
+    assert "First impression" not in page
+    assert "http" not in page
+    before = {path.name: path.read_bytes() for path in target.parent.iterdir()}
+    audit_samples("phantom-isic2018", "vap", "seen")
+    assert {path.name: path.read_bytes() for path in target.parent.iterdir()} == before
+
+
+def test_the_samples_command_prints_the_table(project: Path) -> None:
+    make_samples(SAMPLED, "aabba")
+    done = CliRunner().invoke(app, ["audit", "samples", "phantom-isic2018", "vap"])
+    assert done.exit_code == 0, done.output
+    assert "| skin | 4 | 50.0% | 50.0% |" in done.output
+
+
+def test_samples_that_cannot_be_audited_are_one_line(project: Path) -> None:
+    with pytest.raises(VapError, match=r"vap-seen\.arrow"):
+        audit_samples("phantom-isic2018", "vap", "seen")
+    make_samples([None, None], "ab")
+    with pytest.raises(VapError, match="found samples drawn without descriptions"):
+        audit_samples("phantom-isic2018", "vap", "seen")

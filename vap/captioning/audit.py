@@ -132,7 +132,7 @@ def audit(dataset: str, folder: Path = Path("results/audit")) -> Path:
     shown = {round(i * (len(prepared) - 1) / (EXAMPLES - 1)) for i in range(EXAMPLES)}
     typical: list[Example] = []
     worst: list[tuple[int, int, Example]] = []
-    for row, entry in enumerate(_rows(path, prepared)):
+    for row, entry in enumerate(caption_rows(path, prepared)):
         result.images += 1
         text = entry["t_mix"]
         truth = json.loads(prepared.value("attributes", row) or "{}")
@@ -169,13 +169,12 @@ def audit(dataset: str, folder: Path = Path("results/audit")) -> Path:
         part.write_text(_markdown(dataset, by, result), encoding="utf-8")
     most_wrong = [example for _, _, example in sorted(worst, reverse=True, key=lambda entry: entry[:2])]
     with atomic(target / "captions.html") as part:
-        write_page(
-            part, dataset, by, prepared, {"Evenly spaced": typical, "Most false statements": most_wrong}
-        )
+        parts = {"Evenly spaced": typical, "Most false statements": most_wrong}
+        write_page(part, f"The descriptions of {dataset}, by {by}", prepared, parts)
     return target
 
 
-def _rows(path: Path, prepared: ArrowFile) -> Iterator[dict[str, Any]]:
+def caption_rows(path: Path, prepared: ArrowFile) -> Iterator[dict[str, Any]]:
     """The captions' rows, checked against the prepared images."""
     if not path.exists():
         raise VapError(path, "no such file", "the descriptions", "run the caption stage")

@@ -28,9 +28,10 @@ class Example:
     """One image's description.
 
     Attributes:
-        row: in the prepared file.
-        truth: its known attributes; empty for a real image.
-        wrong: the attributes about which it states anything but the truth.
+        row: in the file of images.
+        t1: the first impression; None where there is none.
+        truth: the image's attributes; empty where they are not known.
+        wrong: the attributes about which the description states anything but the truth.
     """
 
     row: int
@@ -43,23 +44,32 @@ class Example:
 
 
 def write_page(
-    path: Path, dataset: str, by: str, prepared: ArrowFile, parts: Mapping[str, Sequence[Example]]
+    path: Path,
+    title: str,
+    images: ArrowFile,
+    parts: Mapping[str, Sequence[Example]],
+    attributes: str = "Drawn as",
 ) -> None:
-    """Write the page: a heading for each part, then its examples."""
-    title = html.escape(f"The descriptions of {dataset}, by {by}")
+    """Write the page: a heading for each part, then its examples.
+
+    Args:
+        images: of prepared images or of samples; the examples' rows are its.
+        attributes: what the examples' attributes are.
+    """
+    title = html.escape(title)
     with path.open("w", encoding="utf-8") as file:
         file.write(f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>')
         file.write(f"<style>{STYLE}</style>\n<h1>{title}</h1>\n")
         for heading, examples in parts.items():
             if examples:
                 file.write(f'<h2>{html.escape(heading)}</h2>\n<div class="grid">\n')
-                file.writelines(_figure(example, prepared) for example in examples)
+                file.writelines(_figure(example, images, attributes) for example in examples)
                 file.write("</div>\n")
 
 
-def _figure(example: Example, prepared: ArrowFile) -> str:
-    image = base64.b64encode(prepared.value("image", example.row)).decode()
-    label = prepared.value("label", example.row)
+def _figure(example: Example, images: ArrowFile, attributes: str) -> str:
+    image = base64.b64encode(images.value("image", example.row)).decode()
+    label = images.value("label", example.row)
     failed = f'<span class="wrong">no description: {html.escape(example.error or "?")}</span>'
     truth = "; ".join(
         f'<span class="{"wrong" if name in example.wrong else "right"}">{html.escape(name)}: '
@@ -69,8 +79,8 @@ def _figure(example: Example, prepared: ArrowFile) -> str:
     lines = [
         f'<p class="id">{html.escape(example.id)}, {html.escape(label)}</p>',
         f"<p>{html.escape(example.text) if example.text else failed}</p>",
-        f'<p class="t1">First impression: {html.escape(example.t1 or "none")}</p>',
-        f'<p class="truth">Drawn as: {truth}</p>' if truth else "",
+        f'<p class="t1">First impression: {html.escape(example.t1)}</p>' if example.t1 else "",
+        f'<p class="truth">{html.escape(attributes)}: {truth}</p>' if truth else "",
     ]
     source = f"data:image/png;base64,{image}"
     return f'<figure><img src="{source}" alt=""><figcaption>{"".join(lines)}</figcaption></figure>\n'

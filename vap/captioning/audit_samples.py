@@ -1,0 +1,168 @@
+"""`vap audit samples`: does a sample show what its description says?
+
+The measured describer looks at each sample, and what it sees is compared with what the description that the
+sample was drawn from states, attribute by attribute. Beside it stand how often the two would agree if the
+samples of a class had one another's descriptions, which is what a class alone can give, and how often a real
+training image shows what its own description says, which is the most that can be measured.
+"""
+
+from __future__ import annotations
+
+import csv
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vap.artifacts import ArrowFile, atomic
+from vap.captioning.audit import COMPARED, caption_rows
+from vap.captioning.audit_page import EXAMPLES, Example, write_page
+from vap.captioning.measured import measure
+from vap.captioning.statements import PATTERNS, UNSAID, stated
+from vap.datasets.attributes import MODALITIES
+from vap.datasets.images import decode
+from vap.errors import VapError
+from vap.stages.common import captions_path, prepared_path, samples_path
+
+NOTHING = "none"  # seen, where the describer finds no lesion
+
+
+@dataclass
+class Agreement:
+    """The pairs of one attribute: what was said, what is seen.
+
+    Attributes:
+        pairs: (class, said, seen) to their count.
+        real: pairs of real images; of those, the ones that agree.
+    """
+
+    pairs: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    real: int = 0
+    real_agree: int = 0
+
+    @property
+    def n(self) -> int:
+        return self.pairs.total()
+
+    def agree(self) -> float:
+        """Share of the samples that show what is said."""
+        return sum(count for (_, said, seen), count in self.pairs.items() if said == seen) / self.n
+
+    def by_class_alone(self) -> float:
+        """The same, expected if descriptions and samples of a class were paired at random."""
+        said: dict[str, Counter[str]] = defaultdict(Counter)
+        seen: dict[str, Counter[str]] = defaultdict(Counter)
+        for (label, one, other), count in self.pairs.items():
+            said[label][one] += count
+            seen[label][other] += count
+        matches = (
+            said[label][value] * seen[label][value] / said[label].total()
+            for label in said
+            for value in said[label]
+        )
+        return sum(matches) / self.n
+
+
+def audit_samples(dataset: str, method: str, condition: str, folder: Path = Path("results/audit")) -> Path:
+    """Write results/audit/{dataset}/METHOD-CONDITION.csv, .md and .html; returns the path without suffix.
+
+    Raises:
+        VapError: there are no samples, they were drawn without descriptions, or the describer does not know
+            the modality.
+    """
+    prepared = ArrowFile(prepared_path(dataset), "prepared")
+    modality = str(prepared.metadata["modality"])
+    if modality not in MODALITIES:
+        expected = f"one of {', '.join(MODALITIES)}"
+        raise VapError(
+            prepared.path, f"modality {modality}", expected, "the measured describer knows no other"
+        )
+    samples = ArrowFile(samples_path(dataset, method, condition), "samples")
+    if all(text is None for text in samples.column("text")):
+        fix = "name a method that learns from prompts"
+        raise VapError(samples.path, "samples drawn without descriptions", "some with", fix)
+    found = {name: Agreement() for name in PATTERNS[modality]}
+    shown = {round(i * (len(samples) - 1) / (EXAMPLES - 1)) for i in range(EXAMPLES)}
+    typical: list[Example] = []
+    worst: list[tuple[int, int, Example]] = []
+    for row in range(len(samples)):
+        text, label = samples.value("text", row), samples.value("label", row)
+        if text is None:
+            continue
+        seen = measure(decode(samples.value("image", row)), modality)
+        pairs = dict(_pairs(text, seen, modality))
+        for name, pair in pairs.items():
+            found[name].pairs[label, *pair] += 1
+        wrong = sorted(name for name, (said, is_seen) in pairs.items() if said != is_seen)
+        example = Example(row, f"sample {row}", None, text, None, seen, wrong)
+        if row in shown:
+            typical.append(example)
+        heapq.heappush(worst, (len(wrong), -row, example))
+        if len(worst) > EXAMPLES:
+            heapq.heappop(worst)
+    _count_real(found, dataset, prepared, modality)
+
+    target = folder / dataset / f"{method}-{condition}"
+    title = f"Samples of {method} on {dataset}, {condition} descriptions"
+    _write_csv(target.with_suffix(".csv"), found)
+    with atomic(target.with_suffix(".md")) as part:
+        part.write_text(_markdown(title, found), encoding="utf-8")
+    most_wrong = [example for _, _, example in sorted(worst, reverse=True, key=lambda entry: entry[:2])]
+    parts = {"Evenly spaced": typical, "Least like their descriptions": most_wrong}
+    with atomic(target.with_suffix(".html")) as part:
+        write_page(part, title, samples, parts, attributes="Seen in it")
+    return target
+
+
+def _pairs(text: str, seen: dict[str, str], modality: str) -> Iterator[tuple[str, tuple[str, str]]]:
+    """(attribute, (said, seen)) of what a description states once, or by its silence."""
+    said = stated(text, modality)
+    for name in PATTERNS[modality]:
+        values = said.get(name) or ([UNSAID[name]] if name in UNSAID else [])
+        if len(values) == 1:
+            yield name, (values[0], seen.get(name, NOTHING))
+
+
+def _count_real(found: dict[str, Agreement], dataset: str, prepared: ArrowFile, modality: str) -> None:
+    """The same of training images, evenly spaced, and their own descriptions."""
+    splits = prepared.column("split")
+    train = [row for row in range(len(prepared)) if splits[row] == "train"]
+    chosen = set(train[:: max(1, -(-len(train) // COMPARED))])
+    for row, entry in enumerate(caption_rows(captions_path(dataset), prepared)):
+        if row in chosen and entry["t_mix"]:
+            seen = measure(decode(prepared.value("image", row)), modality)
+            for name, (said, is_seen) in _pairs(entry["t_mix"], seen, modality):
+                found[name].real += 1
+                found[name].real_agree += said == is_seen
+
+
+def _lines(found: dict[str, Agreement]) -> Iterator[tuple[str, int, float, float, float | None]]:
+    """Attribute, samples, agreement, by class alone, of real images."""
+    for name, entry in found.items():
+        if entry.n:
+            real = entry.real_agree / entry.real if entry.real else None
+            yield name, entry.n, entry.agree(), entry.by_class_alone(), real
+
+
+def _write_csv(path: Path, found: dict[str, Agreement]) -> None:
+    with atomic(path) as part, part.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["attribute", "samples", "agreement", "class_alone", "real"])
+        for name, n, agree, alone, real in _lines(found):
+            writer.writerow([name, n, f"{agree:.6g}", f"{alone:.6g}", "" if real is None else f"{real:.6g}"])
+
+
+def _markdown(title: str, found: dict[str, Agreement]) -> str:
+    lines = [f"# {title}", "", "| attribute | samples | agreement | class alone | real |"]
+    lines.append("|---|---:|---:|---:|---:|")
+    for name, n, *shares in _lines(found):
+        cells = " | ".join("–" if share is None else f"{share:.1%}" for share in shares)
+        lines.append(f"| {name} | {n} | {cells} |")
+    lines += [
+        "",
+        "agreement: samples in which the measured describer sees what their description states. class alone:",
+        "the same, if the samples of a class had one another's descriptions. real: training images and their",
+        "own descriptions, which is the most that can be expected; all, where the describer wrote them.",
+    ]
+    return "\n".join(lines) + "\n"
