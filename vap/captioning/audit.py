@@ -7,7 +7,6 @@ counted and compared with the measured describer. One pass, a row group in memor
 from __future__ import annotations
 
 import csv
-import heapq
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vap.artifacts import ArrowFile, atomic
-from vap.captioning.audit_page import EXAMPLES, Example, write_page
+from vap.captioning.audit_page import Chosen, Example, write_page
 from vap.captioning.measured import measure
 from vap.captioning.statements import PATTERNS, UNSAID, diagnoses, refuses, stated, words
 from vap.datasets.attributes import MODALITIES
@@ -129,9 +128,7 @@ def audit(dataset: str, folder: Path = Path("results/audit")) -> Path:
     for name in PATTERNS.get(modality, {}):  # in this order
         result.attributes[name] = Attribute()
     step = max(1, -(-len(prepared) // COMPARED))
-    shown = {round(i * (len(prepared) - 1) / (EXAMPLES - 1)) for i in range(EXAMPLES)}
-    typical: list[Example] = []
-    worst: list[tuple[int, int, Example]] = []
+    chosen = Chosen(len(prepared))
     for row, entry in enumerate(caption_rows(path, prepared)):
         result.images += 1
         text = entry["t_mix"]
@@ -150,12 +147,9 @@ def audit(dataset: str, folder: Path = Path("results/audit")) -> Path:
             result.failed += 1
         wrong = sorted(name for name, values in said.items() if name in truth and values != [truth[name]])
         example = Example(row, entry["id"], entry["t1"], text, entry["error"], truth, wrong)
-        if row in shown:
-            typical.append(example)
+        chosen.see(example)
         if wrong or not text:
-            heapq.heappush(worst, (len(wrong) if text else 99, -row, example))
-            if len(worst) > EXAMPLES:
-                heapq.heappop(worst)
+            chosen.blame(example, len(wrong) if text else 99)
     target = folder / dataset
     record = pq.read_schema(path).metadata or {}
     by = (
@@ -167,10 +161,9 @@ def audit(dataset: str, folder: Path = Path("results/audit")) -> Path:
     _write_csv(target / "captions.csv", result)
     with atomic(target / "captions.md") as part:
         part.write_text(_markdown(dataset, by, result), encoding="utf-8")
-    most_wrong = [example for _, _, example in sorted(worst, reverse=True, key=lambda entry: entry[:2])]
     with atomic(target / "captions.html") as part:
-        parts = {"Evenly spaced": typical, "Most false statements": most_wrong}
-        write_page(part, f"The descriptions of {dataset}, by {by}", prepared, parts)
+        title = f"The descriptions of {dataset}, by {by}"
+        write_page(part, title, prepared, chosen.parts("Most false statements"))
     return target
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import heapq
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,35 @@ class Example:
     error: str | None
     truth: Mapping[str, str]
     wrong: Sequence[str]
+
+
+class Chosen:
+    """The examples of a page: some evenly spaced, and those with the most faults, earlier ones first.
+
+    Args:
+        n: rows of the file of images.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._rows = {round(i * (n - 1) / (EXAMPLES - 1)) for i in range(EXAMPLES)}
+        self._spaced: list[Example] = []
+        self._worst: list[tuple[int, int, Example]] = []  # a heap: faults, minus the row
+
+    def see(self, example: Example) -> None:
+        """Take it if it stands at one of the evenly spaced rows."""
+        if example.row in self._rows:
+            self._spaced.append(example)
+
+    def blame(self, example: Example, faults: int) -> None:
+        """Take it if few have more faults."""
+        heapq.heappush(self._worst, (faults, -example.row, example))
+        if len(self._worst) > EXAMPLES:
+            heapq.heappop(self._worst)
+
+    def parts(self, worst: str) -> dict[str, list[Example]]:
+        """Heading to examples, for `write_page`; `worst` is the heading of those with the most faults."""
+        ordered = sorted(self._worst, reverse=True, key=lambda entry: entry[:2])
+        return {"Evenly spaced": self._spaced, worst: [example for _, _, example in ordered]}
 
 
 def write_page(

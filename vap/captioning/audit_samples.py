@@ -9,7 +9,6 @@ training image shows what its own description says, which is the most that can b
 from __future__ import annotations
 
 import csv
-import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from vap.artifacts import ArrowFile, atomic
 from vap.captioning.audit import COMPARED, caption_rows
-from vap.captioning.audit_page import EXAMPLES, Example, write_page
+from vap.captioning.audit_page import Chosen, Example, write_page
 from vap.captioning.measured import measure
 from vap.captioning.statements import PATTERNS, UNSAID, stated
 from vap.datasets.attributes import MODALITIES
@@ -79,15 +78,13 @@ def audit_samples(dataset: str, method: str, condition: str, folder: Path = Path
             prepared.path, f"modality {modality}", expected, "the measured describer knows no other"
         )
     samples = ArrowFile(samples_path(dataset, method, condition), "samples")
-    if all(text is None for text in samples.column("text")):
+    texts, labels = samples.column("text"), samples.column("label")
+    if all(text is None for text in texts):
         fix = "name a method that learns from prompts"
         raise VapError(samples.path, "samples drawn without descriptions", "some with", fix)
     found = {name: Agreement() for name in PATTERNS[modality]}
-    shown = {round(i * (len(samples) - 1) / (EXAMPLES - 1)) for i in range(EXAMPLES)}
-    typical: list[Example] = []
-    worst: list[tuple[int, int, Example]] = []
-    for row in range(len(samples)):
-        text, label = samples.value("text", row), samples.value("label", row)
+    chosen = Chosen(len(samples))
+    for row, (text, label) in enumerate(zip(texts, labels, strict=True)):
         if text is None:
             continue
         seen = measure(decode(samples.value("image", row)), modality)
@@ -96,11 +93,8 @@ def audit_samples(dataset: str, method: str, condition: str, folder: Path = Path
             found[name].pairs[label, *pair] += 1
         wrong = sorted(name for name, (said, is_seen) in pairs.items() if said != is_seen)
         example = Example(row, f"sample {row}", None, text, None, seen, wrong)
-        if row in shown:
-            typical.append(example)
-        heapq.heappush(worst, (len(wrong), -row, example))
-        if len(worst) > EXAMPLES:
-            heapq.heappop(worst)
+        chosen.see(example)
+        chosen.blame(example, len(wrong))
     _count_real(found, dataset, prepared, modality)
 
     target = folder / dataset / f"{method}-{condition}"
@@ -108,8 +102,7 @@ def audit_samples(dataset: str, method: str, condition: str, folder: Path = Path
     _write_csv(target.with_suffix(".csv"), found)
     with atomic(target.with_suffix(".md")) as part:
         part.write_text(_markdown(title, found), encoding="utf-8")
-    most_wrong = [example for _, _, example in sorted(worst, reverse=True, key=lambda entry: entry[:2])]
-    parts = {"Evenly spaced": typical, "Least like their descriptions": most_wrong}
+    parts = chosen.parts("Least like their descriptions")
     with atomic(target.with_suffix(".html")) as part:
         write_page(part, title, samples, parts, attributes="Seen in it")
     return target
