@@ -56,7 +56,9 @@ def stale_stages() -> set[str]:
     Raises:
         VapError: DVC cannot read the project.
     """
-    result = subprocess.run(["dvc", "--wait-for-lock", "status", "--json"], capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "vap.record", "status", "--json"], capture_output=True, text=True
+    )
     if result.returncode:
         # the first paragraph: who holds the file, where another run is going on
         found = result.stderr.partition("ERROR: ")[2].partition("\n\n")[0] or "?"

@@ -1,14 +1,22 @@
-"""Runs one stage through DVC and writes what it says of it to dvc.lock.
+"""Runs DVC so that a kill at any moment leaves files that the next run reads.
 
-DVC reads and writes all of dvc.lock with a parser that keeps comments, whatever the stage: 8 s at two hundred
-stages, with its lock held. Here the one stage's lines take the place of the old ones; the file is the same
-to the byte, and is replaced whole, so that a kill leaves the old one.
+dvc.lock: DVC reads and writes all of it with a parser that keeps comments, whatever the stage: 8 s at two
+hundred stages, with its lock held. Here the one stage's lines take the place of the old ones; the file is the
+same to the byte, and is replaced whole, so that a kill leaves the old one.
+
+.dvc/tmp/rwlock, who reads and writes which file: DVC writes it in place, and a kill between its first and its
+last byte leaves a file that every later command refuses. Here it is replaced whole too, and one that was left
+so by another is begun anew.
 """
 
 from __future__ import annotations
 
+import io
+import json
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +33,28 @@ def run_stage(name: str) -> int:
     Returns:
         DVC's exit status.
     """
+    return run("repro", "--single-item", name)
+
+
+def run(*arguments: str) -> int:
+    """DVC's command line in this process, waiting for its lock.
+
+    Returns:
+        DVC's exit status.
+    """
     from dvc.cli import main
+
+    with _whole_files():
+        return int(main(["--wait-for-lock", *arguments]))
+
+
+@contextmanager
+def _whole_files() -> Iterator[None]:
+    """DVC with the two functions that write its files replaced."""
+    from dvc import rwlock
     from dvc.dvcfile import Lockfile
 
-    original = Lockfile.dump_stages
+    dump_all, edit_table = Lockfile.dump_stages, rwlock._edit_rwlock
 
     def dump_stages(self: Any, stages: list[Any], **kwargs: Any) -> None:
         from dvc.stage.serialize import to_lockfile
@@ -40,17 +66,45 @@ def run_stage(name: str) -> int:
             new |= to_lockfile(stage, **kwargs)
         changed = with_stages(text, new)
         if changed is None:
-            original(self, stages, **kwargs)
+            dump_all(self, stages, **kwargs)
         elif changed != text:
             with atomic(path) as part:
                 part.write_text(changed, encoding="utf-8")
             self.repo.scm_context.track_file(self.relpath)
 
-    Lockfile.dump_stages = dump_stages
+    def edit_rwlock(folder: str, fs: Any, hardlink: bool) -> Any:
+        return edit_table(folder, _WholeTable(fs), hardlink)
+
+    Lockfile.dump_stages, rwlock._edit_rwlock = dump_stages, edit_rwlock
     try:
-        return int(main(["--wait-for-lock", "repro", "--single-item", name]))
+        yield
     finally:
-        Lockfile.dump_stages = original
+        Lockfile.dump_stages, rwlock._edit_rwlock = dump_all, edit_table
+
+
+class _WholeTable:
+    """What DVC needs of a file system to edit .dvc/tmp/rwlock, which it does with a lock held."""
+
+    def __init__(self, fs: Any) -> None:
+        self.join = fs.join
+
+    @contextmanager
+    def open(self, path: str, mode: str = "r", encoding: str = "utf-8") -> Iterator[io.TextIOBase]:
+        """To write: a file that replaces `path` at the end. To read: what is in it, when it is JSON.
+
+        Raises:
+            FileNotFoundError: there is none, or what one that was killed has left of it.
+        """
+        if mode == "w":
+            with atomic(Path(path)) as part, part.open("w", encoding=encoding) as file:
+                yield file
+            return
+        text = Path(path).read_text(encoding)
+        try:
+            json.loads(text)
+        except json.JSONDecodeError:
+            raise FileNotFoundError(path) from None
+        yield io.StringIO(text)
 
 
 def with_stages(text: str, stages: Mapping[str, Any]) -> str | None:
@@ -80,3 +134,7 @@ def with_stages(text: str, stages: Mapping[str, Any]) -> str | None:
         lines = dumps_yaml({"stages": {name: data}}).removeprefix("stages:\n")
         blocks[lines.partition(":\n")[0].removeprefix("  ")] = lines
     return HEAD + "".join(blocks.values())
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(*sys.argv[1:]))
