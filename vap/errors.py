@@ -16,5 +16,10 @@ class VapError(Exception):
         super().__init__(" ".join(f"{where}: found {found}; expected {expected}; {fix}".split()))
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library's says first, at most 200 characters of it."""
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+
+
 class Stopped(Exception):
     """SIGTERM came and the state is saved: the next run goes on from there."""

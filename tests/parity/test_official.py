@@ -87,6 +87,19 @@ def test_official_weights_give_the_official_networks_output(tmp_path: Path) -> N
     torch.testing.assert_close(net(x, t, y), official_class_forward(theirs, x, t, y, 2), atol=1e-4, rtol=1e-4)
 
 
+def test_a_file_without_the_last_convolution_gives_its_own_function(tmp_path: Path) -> None:
+    """U-ViT-H has conv=False: what decoder_pred gives is the noise."""
+    theirs = uvit()
+    state = {name: value for name, value in theirs.state_dict().items() if "final_layer" not in name}
+    save_file(state, tmp_path / "huge.safetensors")
+    theirs.final_layer = nn.Identity()  # type: ignore[assignment]
+    ours = uvit(1)
+    start_from(ours, tmp_path / "huge.safetensors")
+    x, t, y = torch.randn(2, 4, 8, 8), torch.tensor([3, 900]), torch.tensor([0, 4])
+    with torch.inference_mode():
+        assert torch.equal(ours(x, t, y), theirs(x, t, y))
+
+
 @pytest.mark.parametrize("name", ["uvit.pth", "uvit.safetensors"])
 def test_what_is_written_is_what_is_read(tmp_path: Path, name: str) -> None:
     net = uvit()
@@ -193,7 +206,7 @@ def test_positions_are_resampled_for_other_latents(tmp_path: Path) -> None:
         pytest.param(lambda f: torch.save({"step": 3}, f), "a dict of other things", id="no tensors"),
         pytest.param(lambda f: f.write_bytes(b"\x80\x04junk"), "no readable weights", id="junk"),
         pytest.param(lambda f: f.write_bytes(b""), "no readable weights", id="empty"),
-        pytest.param(lambda f: None, "no readable weights", id="absent"),
+        pytest.param(lambda f: None, "no such file", id="absent"),
     ],
 )
 def test_what_does_not_fit_is_one_line(tmp_path: Path, make: Callable[[Path], None], words: str) -> None:

@@ -149,12 +149,12 @@ def test_weights_that_do_not_fit_are_told_in_one_line(tmp_path: Path) -> None:
 
     refused("no such file")
     path.write_bytes(b"not weights")
-    refused("no weights")
+    refused("no readable weights")
     other = tmp_path / "weights.safetensors"
     other.write_bytes(b"not weights")
-    refused("no weights", "timm:test_vit", other)
+    refused("no readable weights", "timm:test_vit", other)
     torch.save({"code": print}, path)  # would call what it names, were it a reduce
-    refused("no weights")
+    refused("no readable weights")
     torch.save([1, 2], path)
     refused("a list")
     torch.save({"fc.weight": torch.zeros(3)}, path)

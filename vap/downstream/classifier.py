@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vap.errors import VapError
+from vap.errors import VapError, first_line
 from vap.params import ClassifierParams
+from vap.weights import read_tensors
 
 WRAPPERS = ("state_dict_ema", "state_dict", "model")  # where a training script's file has its tensors
 
@@ -49,7 +47,7 @@ class Classifier(nn.Module):
             self.net = timm.create_model(settings.model, pretrained=False, num_classes=num_classes, **size)
             self._try(settings.image_size)
         except (AssertionError, RuntimeError, ValueError) as error:
-            found_size = f"{settings.image_size} ({_first_line(error)})"
+            found_size = f"{settings.image_size} ({first_line(error)})"
             expected, fix = f"a size that {settings.model} takes", "take a multiple of 32 of 32 or more"
             raise VapError(f"{where}.image_size", found_size, expected, fix) from None
         config = self.net.pretrained_cfg
@@ -77,7 +75,9 @@ def _load(net: nn.Module, file: Path, heads: str | tuple[str, ...]) -> None:
     Raises:
         VapError: the file is absent or unreadable, or lacks or adds tensors beside the head.
     """
-    weights = _read(file)
+    weights = read_tensors(
+        file, "a safetensors or PyTorch file of weights", "correct the path, or get it again", WRAPPERS
+    )
     adapt = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
     expected = f"weights of timm's {net.pretrained_cfg['architecture']}"  # type: ignore[index]
     fix = "name a file of this network, or weights: null"
@@ -85,7 +85,7 @@ def _load(net: nn.Module, file: Path, heads: str | tuple[str, ...]) -> None:
         if adapt is not None:  # e.g. MaxViT's tables of relative positions, for another size
             weights = adapt(weights, net)
     except Exception as error:  # timm's adapters fail in as many ways as there are networks
-        raise VapError(file, f"weights of another network ({_first_line(error)})", expected, fix) from None
+        raise VapError(file, f"weights of another network ({first_line(error)})", expected, fix) from None
     own = net.state_dict()
     prefixes = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
     head = {key for key in own if key.startswith(prefixes)}
@@ -104,31 +104,3 @@ def _load(net: nn.Module, file: Path, heads: str | tuple[str, ...]) -> None:
         more = f" and {len(problems) - 1} more differences" if len(problems) > 1 else ""
         raise VapError(file, problems[0] + more, expected, fix)
     net.load_state_dict({**own, **{key: weights[key] for key in own.keys() - dropped}})
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors or PyTorch file, which may run no code.
-
-    Raises:
-        VapError: the file is absent, or holds anything but named tensors.
-    """
-    expected, fix = "a safetensors or PyTorch file of weights", "correct the path, or get it again"
-    if not file.is_file():
-        raise VapError(file, "no such file", expected, fix)
-    try:
-        if file.suffix == ".safetensors":
-            return dict(load_file(file))
-        data: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise VapError(file, f"no weights ({_first_line(error)})", expected, fix) from None
-    except Exception as error:  # a broken file fails in as many ways as there are formats
-        raise VapError(file, f"no weights ({_first_line(error)})", expected, fix) from None
-    if isinstance(data, dict):
-        data = next((data[key] for key in WRAPPERS if isinstance(data.get(key), dict)), data)
-    if not isinstance(data, dict) or not all(isinstance(value, Tensor) for value in data.values()):
-        raise VapError(file, f"a {type(data).__name__} of other things", expected, fix)
-    return data
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vap.errors import VapError
+from vap.errors import VapError, first_line
+from vap.weights import read_tensors
 
 Extractor = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 SIDE = 224  # pixels, of EfficientNet-Lite0's input
@@ -207,7 +208,12 @@ class Timm(nn.Module):
             net = timm.create_model(name, num_classes=0)
         except RuntimeError as error:
             fix = "see timm.list_models()"
-            raise VapError(f"features: timm:{name}", first_line(error), "a network of timm", fix) from None
+            raise VapError(
+                f"params.yaml: evaluate: timm:{name}",
+                first_line(error),
+                "a network of timm",
+                fix,
+            ) from None
         state = read_weights(path)
         own = net.state_dict()
         classifier = tuple(f"{part}." for part in _names(net.pretrained_cfg.get("classifier")))
@@ -272,22 +278,4 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         VapError: the file is absent or holds anything but named tensors.
     """
-    expected, fix = "a file of weights", "get it again"
-    if not path.is_file():
-        raise VapError(path, "no such file", expected, fix)
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            tensors: dict[str, Tensor] = load_file(path)
-            return tensors
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken file fails in as many ways as there are formats
-        raise VapError(path, f"no weights ({first_line(error)})", expected, fix) from None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise VapError(path, f"a {type(state).__name__}", "named tensors", fix)
-    return state
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+    return read_tensors(path, "a file of weights", "get it again")

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vap.artifacts import atomic, write_safetensors
 from vap.errors import VapError
 from vap.models.uvit import UViT
+from vap.weights import read_tensors
 
 PUBLISHED_TEXTS = (77, 256)  # tokens: of CLIP in the official code, of BiomedCLIP in the authors'
 FRESH = ("label_emb.", "context_embed.")  # may be absent or of another size: other classes, another encoder
@@ -34,17 +34,7 @@ def read(path: Path, network: str = "U-ViT") -> dict[str, Tensor]:
     Raises:
         VapError: the file is absent, damaged, or holds other things than tensors by name.
     """
-    expected = f"{network} weights, .safetensors or an official .pth"
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can fail in any way
-        problem = " ".join(str(error).split())[:200]
-        raise VapError(path, f"no readable weights ({problem})", expected, "correct the path") from None
-    if not (isinstance(found, dict) and all(isinstance(value, Tensor) for value in found.values())):
-        raise VapError(path, f"a {type(found).__name__} of other things", expected, "save its state_dict")
-    return found
+    return read_tensors(path, f"{network} weights, .safetensors or an official .pth", "correct the path")
 
 
 def write(net: nn.Module, path: Path) -> None:
@@ -79,6 +69,10 @@ def start_from(net: nn.Module, path: Path) -> None:
         found = {prefix + name: value for name, value in found.items()}
     uvit: UViT = net if isinstance(net, UViT) else net.uvit  # type: ignore[assignment]
     place = "" if uvit is net else "uvit."
+    if f"{place}decoder_pred.weight" in found and f"{place}final_layer.weight" not in found:
+        last = uvit.final_layer  # U-ViT-H has none (conv=False): the identity is the same function
+        found[f"{place}final_layer.weight"] = nn.init.dirac_(torch.empty_like(last.weight)).detach()
+        found[f"{place}final_layer.bias"] = torch.zeros(uvit.channels)
     if f"{place}pos_embed" in found:
         found[f"{place}pos_embed"] = _positions(found, place, uvit, path)
 
