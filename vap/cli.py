@@ -348,10 +348,8 @@ def profile(
     ] = False,
 ) -> None:
     """Write params.yaml from config/NAME.yaml."""
-    import yaml
-
     from vap.artifacts import atomic
-    from vap.params import PARAMS_FILE, parse
+    from vap.params import PARAMS_FILE, load
 
     known = sorted(path.stem for path in Path("config").glob("*.yaml"))
     if name == "list":
@@ -360,7 +358,7 @@ def profile(
     source = Path("config") / f"{name}.yaml"
     if name not in known:
         raise VapError(source, "no such profile", f"one of {', '.join(known) or 'config/*.yaml'}", "name one")
-    parse(yaml.safe_load(source.read_text(encoding="utf-8")), source)
+    load(source)
     if dry_run:
         from vap.costs_page import cost as run
 

@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def jobs_of(config: Mapping[str, Any]) -> list[Job]:
     """All jobs in the order of dvc.yaml; as many as pipeline.stage_names."""
     jobs = []
-    for stage, entry in pipeline.record().items():
+    for stage, entry in pipeline.dvc_stages().items():
         matrix: Mapping[str, Any] = entry.get("matrix", {})
         values = [_listed(config, value) for value in matrix.values()]
         for item in itertools.product(*values):

@@ -243,14 +243,10 @@ def autoencoder(settings: str, size: int) -> Coder:
 
 
 def _autoencoder(latents: LatentsParams, size: int) -> Any:
-    from vap.models.autoencoder import KL, Linear, Tiny, small_kl
-    from vap.models.linear import LinearNet
+    from vap.models.autoencoder import KL, Tiny, unfitted
 
-    if latents.autoencoder == "linear":
-        return Linear(LinearNet(latents.linear.patch, latents.linear.latent_channels))
-    if latents.autoencoder == "train":
-        own = latents.train
-        return small_kl(size, own.patch, own.channels, own.latent_channels)
+    if not latents.pretrained:
+        return unfitted(latents, size)
     if latents.autoencoder == "taesd":
         from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 

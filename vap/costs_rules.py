@@ -218,7 +218,7 @@ def sample(model: Model, job: Job) -> Row:
 # ── metrics ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _features(model: Model) -> tuple[list[tuple[float, int]], tuple[str, ...]]:
+def _features(model: Model) -> list[tuple[float, int]]:
     """(FLOPs an image, width) of evaluate.features and, where it is another, evaluate.prc_features."""
     own, found = model.params.evaluate, []
     for name in dict.fromkeys([own.features, own.prc_features or own.features]):
@@ -228,7 +228,7 @@ def _features(model: Model) -> tuple[list[tuple[float, int]], tuple[str, ...]]:
         else:
             known = model.rates["features"][name]
             found.append((float(known["flops"]), int(known["width"])))
-    return found, ()
+    return found
 
 
 def _comparison(model: Model, n: int, m: int, classes: int, matched: bool) -> float:
@@ -237,7 +237,7 @@ def _comparison(model: Model, n: int, m: int, classes: int, matched: bool) -> fl
     Args:
         matched: with fid_train and fid_test.
     """
-    own, nets = model.params.evaluate, _features(model)[0]
+    own, nets = model.params.evaluate, _features(model)
     d, pairs = nets[0][1], nets[-1][1]
     half = own.bootstrap
     fid = fid_flops(n, m, d) * (3 if matched else 1) + half * fid_flops(n // 2, m // 2, d)
@@ -249,12 +249,12 @@ def _comparison(model: Model, n: int, m: int, classes: int, matched: bool) -> fl
 
 
 def _extraction(model: Model, n: int) -> float:
-    work = Work(sum(flops for flops, _ in _features(model)[0]) * n)
+    work = Work(sum(flops for flops, _ in _features(model)) * n)
     return model.seconds(work, "sample", FEATURES_FP32, "convolution")
 
 
 def _metrics_memory(model: Model, n: int) -> float:
-    return TORCH + n * sum(width for _, width in _features(model)[0]) * 4 * 4 + 0.5 * GB
+    return TORCH + n * sum(width for _, width in _features(model)) * 4 * 4 + 0.5 * GB
 
 
 def evaluate(model: Model, job: Job) -> Row:
@@ -266,7 +266,7 @@ def evaluate(model: Model, job: Job) -> Row:
         notes.append(f"at most: {NO_COUNT}")
     seconds = _extraction(model, own.n) + _comparison(model, own.n, m, images.classes or 8, True)
     scales = f"{own.n:,} images, {own.n:,} x {m:,} pairs, {own.bootstrap} half samples"
-    disk = own.n * sum(width for _, width in _features(model)[0]) * 4.0
+    disk = own.n * sum(width for _, width in _features(model)) * 4.0
     memory = _metrics_memory(model, own.n + m)
     return _row(model, job, scales, seconds, memory, disk, *notes, place=model.place)
 
@@ -281,7 +281,7 @@ def floor(model: Model, job: Job) -> Row:
         seconds += _comparison(model, n, n, images.classes or 8, False)
     notes = [f"at most: {NO_COUNT}"] if None in (images.train, images.test) else []
     scales = f"{train + test:,} images, two comparisons of {matched:,} and {half:,}"
-    disk = (train + test) * sum(width for _, width in _features(model)[0]) * 4.0
+    disk = (train + test) * sum(width for _, width in _features(model)) * 4.0
     memory = _metrics_memory(model, train + test)
     return _row(model, job, scales, seconds, memory, disk, *notes, place=model.place)
 
@@ -332,5 +332,4 @@ RULES: dict[str, Callable[[Model, Job], Row]] = {
     "table2": page,
     "table3": page,
     "figure": page,
-    "report": page,
 }

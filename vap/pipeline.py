@@ -80,7 +80,7 @@ def mark(stages: Iterable[str], stale: set[str]) -> None:
 
 
 @functools.cache
-def record() -> Mapping[str, Any]:
+def dvc_stages() -> Mapping[str, Any]:
     """The stages of dvc.yaml as they are written, before their matrices are filled in."""
     stages: Mapping[str, Any] = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
     return stages
@@ -88,7 +88,7 @@ def record() -> Mapping[str, Any]:
 
 def code(stage: str, **item: str) -> list[str]:
     """The code that a stage depends on, as dvc.yaml declares it, with its matrix item filled in."""
-    deps = [dep for dep in record()[stage]["deps"] if dep.startswith("vap/")]
+    deps = [dep for dep in dvc_stages()[stage]["deps"] if dep.startswith("vap/")]
     for name, value in item.items():
         deps = [dep.replace(f"${{item.{name}}}", value) for dep in deps]
     return deps
@@ -106,7 +106,7 @@ def _value(config: Mapping[str, Any], key: str) -> Any:
 def stage_names(config: Mapping[str, Any]) -> list[str]:
     """All stages of dvc.yaml, "name" or "name@item-item", with the lists of `config` in their matrices."""
     names = []
-    for stage, entry in record().items():
+    for stage, entry in dvc_stages().items():
         matrix = [
             _value(config, value.removeprefix("${").removesuffix("}"))
             for value in entry.get("matrix", {}).values()

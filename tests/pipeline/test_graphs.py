@@ -116,7 +116,7 @@ def snakemake_graph(root: Path, monkeypatch: pytest.MonkeyPatch) -> Graph:
     monkeypatch.chdir(root)
     monkeypatch.setattr(sys, "path", list(sys.path))  # Snakemake adds the project to it
     monkeypatch.setattr(pipeline, "stale_stages", set)
-    pipeline.record.cache_clear()
+    pipeline.dvc_stages.cache_clear()
     graph = {}
     with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
         workflow = api.workflow(ResourceSettings(cores=1), ConfigSettings(), snakefile=root / "Snakefile")
@@ -135,7 +135,7 @@ def snakemake_graph(root: Path, monkeypatch: pytest.MonkeyPatch) -> Graph:
                 frozenset(map(str, job.output)),
                 frozenset(job.params.settings),
             )
-    pipeline.record.cache_clear()
+    pipeline.dvc_stages.cache_clear()
     return graph
 
 

@@ -228,7 +228,8 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 def real_images() -> Tensor:
     """An astronaut, a cup of coffee and a retina, 128 x 128 in -1..1."""
-    data = pytest.importorskip("skimage.data")
+    from skimage import data
+
     found = []
     for name in ("astronaut", "coffee", "retina"):
         try:

@@ -66,6 +66,10 @@ def rows_of(name: str, device: costs.Device = "cuda") -> list[costs.Row]:
 # ── jobs ────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def test_every_rule_is_of_a_command() -> None:
+    assert set(costs_rules.RULES) == {entry["cmd"].split()[1] for entry in pipeline.dvc_stages().values()}
+
+
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
 def test_every_job_has_a_row(profile: Path, no_counting: None) -> None:
     rows = rows_of(profile.stem)
@@ -168,8 +172,8 @@ def test_training_flops_are_those_of_a_real_step(name: str) -> None:
 
 
 def test_gan_flops_are_those_of_a_real_step() -> None:
-    from vap.training.engine import make_accelerator
     from vap.training.gan import GanBatch
+    from vap.training.loop import make_accelerator
 
     params, batch = parse(config_of("demo")), 4
     method = load_method("stylegan", params.method)

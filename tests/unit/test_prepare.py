@@ -259,7 +259,6 @@ def test_missing_dataset_says_where_it_goes() -> None:
 
 
 def test_phantom_artefact() -> None:
-    pytest.importorskip("vap.datasets.phantom")
     spec = PROJECT / "data/raw/phantom-isic2018/phantom.yaml"
     root = Path("data/raw/phantom-isic2018")
     root.mkdir(parents=True)

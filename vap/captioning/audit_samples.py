@@ -24,7 +24,7 @@ from vap.datasets.images import decode
 from vap.errors import VapError
 from vap.stages.common import captions_path, prepared_path, samples_path
 
-NOTHING = "none"  # seen, where the describer finds no lesion
+NOTHING = ""  # seen, where the describer finds no lesion
 
 
 @dataclass

@@ -109,22 +109,7 @@ def texture_features(lab: Array, core: Mask) -> dict[str, float]:
     inside = fine[core]
     spread = float(inside.std())
     skew = float(((inside - inside.mean()) ** 3).mean() / max(spread, 1e-6) ** 3)
-    dark = core & (fine < -0.35 * spread)
-    _, pieces = ndimage.label(dark, structure=BLOCK)
-    light = core & (fine > 0.35 * spread)
-    _, holes = ndimage.label(light, structure=CROSS)
-    chroma = np.hypot(lab[..., 1], lab[..., 2])
-    white = float(((lab[..., 0][core] > 62) & (chroma[core] < 24)).mean())
-    area = float(core.sum())
-    return {
-        "spread": spread,
-        "skew": skew,
-        "pieces": 100 * pieces / area,
-        "holes": 100 * holes / area,
-        "white": white,
-        "p95": float(np.percentile(inside, 95)),
-        "p5": float(np.percentile(inside, 5)),
-    }
+    return {"spread": spread, "skew": skew, "p95": float(np.percentile(inside, 95))}
 
 
 def _texture(lab: Array, core: Mask, hair: str) -> str:

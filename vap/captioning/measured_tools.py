@@ -86,7 +86,7 @@ def dark_frame(lightness: Array, limit: float = 16.0) -> Mask:
     return np.asarray(grown if frame.any() else frame)
 
 
-def segment(distance: Array, valid: Mask, least: float, darkness: Array | None = None) -> Mask:
+def segment(distance: Array, valid: Mask, least: float) -> Mask:
     """The most lesion-like region of a distance-from-background map, or an empty mask.
 
     Otsu's threshold picks a seed; the border is then put at half of the seed's distance.
@@ -95,14 +95,13 @@ def segment(distance: Array, valid: Mask, least: float, darkness: Array | None =
         distance: ΔE from the background, [h, w].
         valid: pixels that may count.
         least: ΔE below which nothing is a lesion.
-        darkness: optional factor 0 to 1 that discredits regions (1: fully).
     """
     empty = np.zeros_like(valid)
     values = distance[valid]
     if values.size < 50 or np.ptp(values) < least:
         return empty
     level = max(float(threshold_otsu(values)), least)
-    best = _best_region(distance, valid & (distance > level), darkness)
+    best = _best_region(distance, valid & (distance > level))
     if not best.any():
         return empty
     half = max(0.5 * float(np.median(distance[best])), 0.6 * least)
@@ -117,15 +116,14 @@ def segment(distance: Array, valid: Mask, least: float, darkness: Array | None =
     return np.asarray(ndimage.binary_fill_holes(labels == int(touched.argmax())))
 
 
-def _best_region(distance: Array, candidates: Mask, darkness: Array | None) -> Mask:
+def _best_region(distance: Array, candidates: Mask) -> Mask:
     labels, count = ndimage.label(ndimage.binary_opening(candidates, CROSS), structure=CROSS)
     if not count:
         return np.zeros_like(candidates)
     h, w = distance.shape
     rows, columns = np.mgrid[0:h, 0:w]
     central = np.exp(-(((rows / h - 0.5) / 0.35) ** 2 + ((columns / w - 0.5) / 0.35) ** 2))
-    weight = distance * central * (1.0 if darkness is None else 1.0 - darkness)
-    score = ndimage.sum_labels(weight, labels, np.arange(1, count + 1))
+    score = ndimage.sum_labels(distance * central, labels, np.arange(1, count + 1))
     size = ndimage.sum_labels(np.ones_like(distance), labels, np.arange(1, count + 1))
     score = np.where(size >= 0.004 * h * w, score, 0.0)
     return np.asarray(labels == 1 + int(np.argmax(score))) if score.max() > 0 else labels < 0

@@ -92,7 +92,11 @@ class FileSource:
     modality: str | None = None
 
     def load(self, item: Item, at_least: int = 0) -> RawImage:
-        """Read one image."""
+        """Read one image.
+
+        Raises:
+            UnreadableImage: the file is no whole image.
+        """
         return load_file(item, at_least)
 
 

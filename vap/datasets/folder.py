@@ -14,12 +14,11 @@ from pathlib import Path, PurePosixPath
 
 from vap.datasets.base import (
     SPLITS,
+    FileSource,
     Item,
     LeftOut,
-    RawImage,
     Split,
     checked,
-    load_file,
     require_folder,
 )
 from vap.datasets.images import SUFFIXES
@@ -30,7 +29,7 @@ from vap.errors import VapError
 LAYOUT = "CLASS/*.png (or .jpg, .tif, .bmp ...), or {train,test}/CLASS/*.png"
 
 
-class FolderSource:
+class FolderSource(FileSource):
     """The images of `root`; the classes are the folders' names, sorted.
 
     An id is the path in `root` without its suffix, "/" written "__". Hidden files and files that
@@ -45,8 +44,6 @@ class FolderSource:
         VapError: no folder or image, an id twice, a class without training images, a groups.csv
             that does not fit, or a group on two sides of a given split.
     """
-
-    modality: str | None = None
 
     def __init__(self, root: Path, test_fraction: float, seed: int) -> None:
         require_folder(root, f"put the images there as {LAYOUT}")
@@ -81,14 +78,6 @@ class FolderSource:
         else:
             items = split(items, test_fraction, seed)
         self.items = checked(root, items, self.classes)
-
-    def load(self, item: Item, at_least: int = 0) -> RawImage:
-        """Read one image.
-
-        Raises:
-            UnreadableImage: the file is no whole image.
-        """
-        return load_file(item, at_least)
 
 
 def _given_split(root: Path) -> dict[Split, Path]:
