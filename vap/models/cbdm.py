@@ -9,6 +9,8 @@ from collections.abc import Collection, Sequence
 
 from torch import Tensor, nn
 
+from vap.models.unet import begin_at_zero, block_types, norm_groups
+
 
 class PixelUNet(nn.Module):
     """The noise prediction network eps_theta(x_t, t, class).
@@ -40,22 +42,15 @@ class PixelUNet(nn.Module):
         from diffusers.models.unets.unet_2d import UNet2DModel
 
         super().__init__()
-        levels = range(len(multipliers))
-        if size % 2 ** (len(levels) - 1):
-            raise ValueError(f"images of side {size} cannot be halved {len(levels) - 1} times")
-        if unknown := sorted(set(attention) - set(levels)):
-            raise ValueError(f"attention at level {unknown[0]}; the levels are 0 to {len(levels) - 1}")
-        kinds = ["Attn" if level in attention else "" for level in levels]
         self.unet = UNet2DModel(
             sample_size=size,
             in_channels=3,
             out_channels=3,
-            down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
-            up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
+            **block_types(size, len(multipliers), attention, "Attn", "images"),
             block_out_channels=tuple(width * factor for factor in multipliers),
             layers_per_block=res_blocks,
             attention_head_dim=None,  # one head
-            norm_num_groups=32 if width % 32 == 0 and width >= 128 else width // 8,
+            norm_num_groups=norm_groups(width),
             dropout=dropout,
             num_class_embeds=num_classes + 1,
         )
@@ -72,9 +67,7 @@ class PixelUNet(nn.Module):
                 last.append(module.conv2)
             elif isinstance(module, Attention):
                 last.append(module.to_out[0])
-        for layer in last:
-            for parameter in layer.parameters():
-                nn.init.zeros_(parameter)
+        begin_at_zero(last)
 
     def forward(
         self, x: Tensor, t: Tensor, label: Tensor, context: Tensor | None = None, mask: Tensor | None = None

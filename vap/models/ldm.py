@@ -10,6 +10,8 @@ from collections.abc import Collection, Sequence
 
 from torch import Tensor, nn
 
+from vap.models.unet import begin_at_zero, block_types, norm_groups
+
 
 class ClassEmbedder(nn.Module):
     """A class as a context of one token; row `num_classes` is the null class."""
@@ -20,14 +22,6 @@ class ClassEmbedder(nn.Module):
 
     def forward(self, label: Tensor) -> Tensor:  # (B,) -> (B, 1, dim)
         return self.embedding(label)[:, None]  # type: ignore[no-any-return]
-
-
-def norm_groups(width: int) -> int:
-    """Groups of the group norms: 32 as published, or of 8 channels where the network is narrow.
-
-    A norm over a group of one channel would take away what the time has added to it.
-    """
-    return 32 if width >= 128 and width % 32 == 0 else width // 8
 
 
 class LatentUNet(nn.Module):
@@ -64,22 +58,15 @@ class LatentUNet(nn.Module):
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
         super().__init__()
-        levels = range(len(multipliers))
-        if size % 2 ** (len(levels) - 1):
-            raise ValueError(f"latents of side {size} cannot be halved {len(levels) - 1} times")
-        if unknown := sorted(set(attention) - set(levels)):
-            raise ValueError(f"attention at level {unknown[0]}; the levels are 0 to {len(levels) - 1}")
         if width % head_channels:
             raise ValueError(f"width {width} is no multiple of head_channels {head_channels}")
         widths = [width * factor for factor in multipliers]
-        kinds = ["CrossAttn" if level in attention else "" for level in levels]
         self.classes = ClassEmbedder(num_classes, context_dim)
         self.unet = UNet2DConditionModel(
             sample_size=size,
             in_channels=channels,
             out_channels=channels,
-            down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
-            up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
+            **block_types(size, len(multipliers), attention, "CrossAttn", "latents"),
             block_out_channels=tuple(widths),
             layers_per_block=res_blocks,
             cross_attention_dim=context_dim,
@@ -99,9 +86,7 @@ class LatentUNet(nn.Module):
                 last.append(module.conv2)
             elif isinstance(module, Transformer2DModel):
                 last.append(module.proj_out)
-        for layer in last:
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        begin_at_zero(last)
 
     def forward(
         self, x: Tensor, t: Tensor, label: Tensor, context: Tensor | None = None, mask: Tensor | None = None
