@@ -23,8 +23,8 @@ from vap.artifacts import ROOT
 from vap.methods.base import Batch, Condition, Request, Shapes, load_method
 from vap.methods.diffusion import DiffusionMethod
 from vap.params import MethodParams, Params, parse
-from vap.training.engine import Learner, make_accelerator
 from vap.training.gan import GanBatch
+from vap.training.loop import Learner, make_accelerator
 from vap.training.watch import memory_mb
 
 METHODS = ("stylegan", "cbdm", "ldm", "dit", "uvit", "vap")

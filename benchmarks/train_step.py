@@ -62,7 +62,7 @@ def our_method(pcm: str, sizes: Sizes) -> tuple[Method, Shapes]:
 
 
 def our_step(method: Method, shapes: Shapes, batch: Batch, device: torch.device) -> Callable[[], None]:
-    """A step as vap/training/loop.py makes it."""
+    """A step as vap/training/denoising.py makes it."""
     net = method.build(shapes).to(device)
     ema = Ema(net, 0.9999, warmup=False)
     schedule = Schedule("scaled_linear", 1000, 0.00085, 0.012)

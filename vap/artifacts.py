@@ -330,6 +330,10 @@ class ArrowFile:
         """A whole column as Python values; for small columns (id, label, split)."""
         return [value for batch in self._batches for value in batch.column(name).to_pylist()]
 
+    def rows_of(self, split: str) -> npt.NDArray[np.int64]:
+        """The rows of a split, in order."""
+        return np.flatnonzero(np.asarray(self.column("split")) == split)
+
     def locate(self, row: int) -> tuple[pa.RecordBatch, int]:
         """The batch that holds `row`, and the row's place in it."""
         i = int(np.searchsorted(self._starts, row, side="right")) - 1

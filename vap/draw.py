@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from vap.artifacts import atomic
-from vap.datasets.images import encode, tiled
+from vap.datasets.images import write_grid
 from vap.downstream.subset import share_of
 from vap.errors import VapError
 from vap.methods.base import Condition
 from vap.params import Params
 from vap.prompts.bank import PromptBank
-from vap.prompts.draws import Draws, SentenceDraws, draws_of, read_sentences
+from vap.prompts.draws import Draws, SentenceDraws, draws_of, read_sentences, rng_of
 from vap.runs import run_of
 from vap.stages.common import bank_path, model_path, set_up_torch
 from vap.stages.sample import Generator
 from vap.training.data import null_of
-
-COLUMNS = 8
 
 
 def draw(
@@ -72,7 +68,7 @@ def draw(
         else:
             share = share_of(dataset, run_of(params, method).percent, params.seed)
             source = draws_of("seen", bank, generator.classes, device, share=share)
-            rows = [source.draw(label, np.random.default_rng([seed, 11, i])) for i in range(n)]
+            rows = [source.draw(label, rng_of(seed, i)) for i in range(n)]
         condition = Condition(labels, *source.collate(rows))
         texts = [source.text(row) for row in rows]
     elif text is not None or texts_file is not None:
@@ -87,6 +83,5 @@ def draw(
             seed,
         )
     )
-    with atomic(target) as part:
-        part.write_bytes(encode(tiled(images, min(COLUMNS, n))))
+    write_grid(target, images)
     return texts

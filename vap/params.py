@@ -220,7 +220,6 @@ class ScheduleParams(Section):
 class TrainParams(Section):
     precision: Literal["fp32", "bf16", "fp16"]
     ema_warmup: bool
-    grad_clip: Annotated[float, Field(gt=0)] | None
     log_every: PositiveInt
     checkpoint_every: PositiveInt
     schedule: ScheduleParams
@@ -252,6 +251,7 @@ class MethodTrainParams(_AsWritten):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     condition_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    grad_clip: Annotated[float, Field(gt=0)] | None = None
 
 
 class MethodSampleParams(_AsWritten):
@@ -272,6 +272,7 @@ class SamplerParams(Section):
     sampler: Literal["dpmpp", "ddim", "ddpm"]
     order: Literal[1, 2, 3]
     spacing: Literal["quadratic", "logsnr", "uniform"]
+    variance: Literal["posterior", "beta", "learned"]
     steps: PositiveInt
 
 

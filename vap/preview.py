@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
-from vap.artifacts import atomic
-from vap.datasets.images import encode, tiled
+from vap.datasets.images import write_grid
 from vap.downstream.subset import share_of
 from vap.params import Params
 from vap.prompts.bank import PromptBank
-from vap.prompts.draws import draws_of
+from vap.prompts.draws import draws_of, rng_of
 from vap.stages.common import bank_path, set_up_torch
 from vap.stages.sample import Generator, plan_labels
 
@@ -36,8 +33,7 @@ def preview(params: Params, folder: Path, target: Path) -> None:
         bank = PromptBank(bank_path(config["dataset"]))
         share = share_of(config["dataset"], config.get("percent"), params.seed)
         source = draws_of("seen", bank, generator.classes, share=share)
-        draws = [np.random.default_rng([params.seed, 11, i]) for i in range(n)]
+        draws = [rng_of(params.seed, i) for i in range(n)]
         prompts = [source.draw(generator.classes[c], rng) for c, rng in zip(labels, draws, strict=True)]
     images = generator.draw(list(range(n)), labels, prompts, bank, params.seed)
-    with atomic(target) as part:
-        part.write_bytes(encode(tiled(list(images), COLUMNS)))
+    write_grid(target, list(images), COLUMNS)

@@ -37,6 +37,8 @@ TRAIN: dict[str, Any] = {
     "warmup_steps": 0,
     "ema_decay": 0.99,
     "condition_dropout": 0.1,
+    "grad_clip": None,
+    "flip": False,
 }
 
 
@@ -158,7 +160,13 @@ def test_its_own_schedule_and_sampler_go_before_the_shared_ones() -> None:
         | {"schedule": {"kind": "linear", "timesteps": 50, "beta_start": 0.01, "beta_end": 0.2}},
         "sample": {
             "guidance_scale": 1.0,
-            "sampler": {"sampler": "ddpm", "order": 1, "spacing": "uniform", "steps": 50},
+            "sampler": {
+                "sampler": "ddpm",
+                "order": 1,
+                "spacing": "uniform",
+                "variance": "beta",
+                "steps": 50,
+            },
         },
     }
     found = load_method("cbdm", {"cbdm": MethodParams.model_validate(entry)})
@@ -168,6 +176,7 @@ def test_its_own_schedule_and_sampler_go_before_the_shared_ones() -> None:
         sampler="dpmpp",
         order=2,
         spacing="quadratic",
+        variance="posterior",
         steps=7,
         labels="uniform",
         precision="fp32",

@@ -58,9 +58,10 @@ def method(start_from: Path | None = None, **model: Any) -> Method[Any]:
         "warmup_steps": 0,
         "ema_decay": 0.9,
         "condition_dropout": 0.1,
+        "grad_clip": None,
         "start_from": None if start_from is None else str(start_from),
     }
-    entry = {"model": settings | model, "train": train, "sample": {"guidance_scale": 1.0}}
+    entry = {"model": settings | model, "train": train, "sample": {"guidance_scale": 1.0, "sampler": None}}
     return load_method("dit", {"dit": MethodParams.model_validate(entry)})
 
 
@@ -244,13 +245,15 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
 
 
 @pytest.mark.parametrize("learn_sigma", [False, True])
-def test_sampling_uses_the_predicted_noise(learn_sigma: bool) -> None:
+def test_the_sampler_gets_the_noise_and_behind_it_a_learned_variance(learn_sigma: bool) -> None:
     own = method(learn_sigma=learn_sigma)
     net, given = stirred(own.build(SHAPES)), inputs()  # type: ignore[arg-type]
     null = torch.full((3,), 5)
     predict = own.predictor(net, Condition(given["label"]), Condition(null))
-    assert torch.equal(predict(given["x"], given["t"], False), net(**given)[:, :4])
-    assert torch.equal(predict(given["x"], given["t"], True), net(given["x"], given["t"], null)[:, :4])
+    assert own.learns_variance == learn_sigma
+    assert net(**given).shape[1] == (8 if learn_sigma else 4)
+    assert torch.equal(predict(given["x"], given["t"], False), net(**given))
+    assert torch.equal(predict(given["x"], given["t"], True), net(given["x"], given["t"], null))
 
 
 # ── the loss with a learned variance ────────────────────────────────────────────────────────────

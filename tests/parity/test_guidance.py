@@ -23,6 +23,7 @@ TRAIN = {
     "warmup_steps": 0,
     "ema_decay": 0.0,
     "condition_dropout": 0.0,
+    "grad_clip": None,
     "start_from": None,
 }
 B, CLASSES = 3, 4
@@ -83,3 +84,18 @@ def test_guidance_is_done_in_the_latents_precision() -> None:
         return torch.cat([half(x[:2], t, True), half(x[2:], t, False)])
 
     assert guided_together(joint, 1.5)(x, x).flatten().tolist() == [expected] * 2
+
+
+def test_a_learned_variance_is_the_conditional_one() -> None:
+    """DiT's published sampling mixes the noise alone."""
+
+    def predict(x: Tensor, t: Tensor, unconditional: bool) -> Tensor:
+        return torch.cat([x * 2, x * 0 + 7], 1) if unconditional else torch.cat([x * 4, x * 0 + 9], 1)
+
+    def together(x: Tensor, t: Tensor) -> Tensor:
+        halves = zip(x.chunk(2), t.chunk(2), (True, False), strict=True)
+        return torch.cat([predict(*half) for half in halves])
+
+    x, t = torch.randn(2, 3, 4, 4), torch.ones(2)
+    for found in (guided(predict, 1.5)(x, t), guided_together(together, 1.5)(x, t)):
+        torch.testing.assert_close(found, torch.cat([x * 5, x * 0 + 9], 1))

@@ -33,6 +33,7 @@ TRAIN = {
     "warmup_steps": 0,
     "ema_decay": 0.9,
     "condition_dropout": 0.1,
+    "grad_clip": None,
 }
 
 
@@ -50,7 +51,7 @@ def stirred(net: nn.Module) -> Any:
 
 
 def method(**model: Any) -> Method[Any]:
-    entry = {"model": MODEL | model, "train": TRAIN, "sample": {"guidance_scale": 1.0}}
+    entry = {"model": MODEL | model, "train": TRAIN, "sample": {"guidance_scale": 1.0, "sampler": None}}
     return load_method("ldm", {"ldm": MethodParams.model_validate(entry)})
 
 

@@ -38,6 +38,7 @@ TRAIN = {
     "warmup_steps": 0,
     "ema_decay": 0.0,
     "condition_dropout": 0.0,
+    "grad_clip": None,
     "start_from": None,
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from vap.diffusion.guidance import guided
 from vap.diffusion.loss import denoising_loss
-from vap.diffusion.sampler import _dpm_solver_pp, noise_of, sample, time_grid
+from vap.diffusion.sampler import _ddpm, _dpm_solver_pp, noise_of, sample, time_grid
 from vap.diffusion.schedule import Schedule
 
 SCHEDULE = Schedule("scaled_linear", 1000, 0.00085, 0.012)
@@ -195,26 +196,47 @@ def test_ddpm_reproduces_mean_and_standard_deviation() -> None:
     assert float(found.std()) == pytest.approx(STD, rel=0.02)
 
 
-def test_ddpm_step_is_hos_posterior() -> None:
-    """Whole neighbouring steps: mean and variance of Ho et al. (2020), Eq. 7."""
-    from vap.diffusion.sampler import _ddpm
+TIMES = torch.tensor([400.0, 399.0, 0.0], dtype=torch.float64)
 
-    t = 400
+
+@pytest.mark.parametrize("variance", ["posterior", "beta", "learned"])
+def test_ddpm_step_is_hos_posterior(variance: str) -> None:
+    """Whole neighbouring steps: mean and variance of Ho et al. (2020), Eq. 7; beta_t for the variance (their
+    §3.2); a third of the way between their logarithms (Nichol and Dhariwal, 2021, Eq. 15)."""
+    t = int(TIMES[0])
     ab, ab_s = SCHEDULE.alpha_bar[t], SCHEDULE.alpha_bar[t - 1]
     beta = 1 - ab / ab_s
     x, z = start(), 0.3 * start().flip(0)
     eps = exact_noise(x, torch.full((len(x),), float(t)))
     x0 = (x - (1 - ab).sqrt() * eps) / ab.sqrt()
     mean = ab_s.sqrt() * beta / (1 - ab) * x0 + (1 - beta).sqrt() * (1 - ab_s) / (1 - ab) * x
-    x_s = mean + ((1 - ab_s) / (1 - ab) * beta).sqrt() * z
+    small = (1 - ab_s) / (1 - ab) * beta
+    wanted = {"posterior": small, "beta": beta, "learned": beta ** (1 / 3) * small ** (2 / 3)}[variance]
+    x_s = mean + wanted.sqrt() * z
     last: list[Tensor] = []
 
     def predict(x: Tensor, at: Tensor) -> Tensor:
         last.append(x)
-        return exact_noise(x, at)
+        place = torch.full_like(x, 2 / 3 - 1)  # f = (v + 1) / 2
+        return torch.cat([exact_noise(x, at), place], dim=1) if variance == "learned" else exact_noise(x, at)
 
-    _ddpm(predict, SCHEDULE, x, torch.tensor([t, t - 1, 0.0], dtype=torch.float64), lambda _k: z)
+    _ddpm(predict, SCHEDULE, x, TIMES, lambda _k: z, variance=variance)
     torch.testing.assert_close(last[1], x_s, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp", "ddpm"])
+def test_a_predicted_variance_that_is_not_asked_for_changes_nothing(sampler: str) -> None:
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        return torch.cat([exact_noise(x, t), torch.rand_like(x)], dim=1)
+
+    how: dict[str, Any] = {"sampler": sampler, "steps": 5, "step_noise": lambda _k: 0.1 * start()}
+    plain = sample(exact_noise, SCHEDULE, start(), **how)
+    assert torch.equal(sample(predict, SCHEDULE, start(), **how), plain)
+
+
+def test_a_variance_that_is_not_predicted_is_told() -> None:
+    with pytest.raises(ValueError, match="needs a network that predicts it"):
+        _ddpm(exact_noise, SCHEDULE, start(), TIMES, lambda _k: start(), variance="learned")
 
 
 def test_ddpm_draws_its_noise_by_step() -> None:

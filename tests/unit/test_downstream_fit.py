@@ -18,11 +18,12 @@ from vap.artifacts import ArrowFile
 from vap.downstream import fit as module
 from vap.downstream.classifier import Classifier
 from vap.downstream.data import ImagePool
-from vap.downstream.fit import augment, fit, learning_rate, predict
+from vap.downstream.fit import augment, fit, predict
 from vap.downstream.subset import real_rows
 from vap.errors import VapError
 from vap.params import AugmentParams
 from vap.progress import Progress
+from vap.training.plain import warmup_cosine
 
 CPU = torch.device("cpu")
 
@@ -105,8 +106,8 @@ def test_weights_that_do_not_fit_are_one_line() -> None:
         "less.safetensors": "no tensor conv1.0.weight; expected",
         "shape.safetensors": r"conv1.0.weight of shape \(1, 3, 3, 3\), not",
         "head.safetensors": "no tensor .* more differences",
-        "text.safetensors": "no weights",
-        "text.pth": "no weights",
+        "text.safetensors": "no readable weights",
+        "text.pth": "no readable weights",
         "list.pth": "a list of other things",
         "absent.pth": "no such file",
     }
@@ -165,12 +166,12 @@ def test_a_shift_repeats_the_edge() -> None:
 
 
 def test_the_learning_rate_rises_and_falls_to_0() -> None:
-    rates = [learning_rate(step, 100, 0.1, 2.0) for step in range(100)]
+    rates = [warmup_cosine(step, 100, 10, 2.0) for step in range(100)]
     assert rates[0] == pytest.approx(0.2)
     assert rates[9] == rates[10] == 2.0 == max(rates)
     assert rates[55] == pytest.approx(1.0)
     assert 0 < rates[99] < 0.01
-    assert learning_rate(0, 1, 0.0, 2.0) == 2.0
+    assert warmup_cosine(0, 1, 0, 2.0) == 2.0
 
 
 # ── training ────────────────────────────────────────────────────────────────────────────────────────
@@ -187,7 +188,18 @@ def trained(folder: str = "state", **changes: Any) -> tuple[dict[str, torch.Tens
     torch.manual_seed(0)
     net = Classifier("net", own, 2)
     n_real = len(pools[0])
-    fit(net, pools[0], n_real, own, chosen.downstream, Path(folder), seed=0, device=CPU, label="toy")
+    fit(
+        net,
+        pools[0],
+        n_real,
+        own,
+        chosen.downstream,
+        Path(folder),
+        section="x",
+        seed=0,
+        device=CPU,
+        label="toy",
+    )
     with Progress("test", 10, "img") as progress:
         return net.state_dict(), predict(net, pools[1], 3, CPU, progress), pools[1].labels
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from toy import settings, write_prepared
 
@@ -19,8 +20,9 @@ from vap.errors import VapError
 from vap.methods.base import load_method
 from vap.params import PARAMS_FILE, Params
 from vap.training import gan
-from vap.training.engine import make_accelerator
 from vap.training.gan import GanLearner, blurred
+from vap.training.loop import make_accelerator
+from vap.training.seeds import REAL
 
 PREPARED = Path("data/prepared/own.arrow")
 
@@ -178,6 +180,70 @@ def test_blur_fades_out() -> None:
     torch.testing.assert_close(spread.sum((2, 3)), torch.ones(1, 3))
     assert float(spread[0, 0, 16, 18] / spread[0, 0, 16, 16]) == pytest.approx(0.5, rel=1e-4)  # 2^-(x/sigma)²
     assert blurred(images, 0.3) is images
+
+
+@pytest.mark.parametrize("config", ["t", "r"])
+def test_bf16_trains_near_fp32(config: str) -> None:
+    """The generator is float32 whatever is asked for; the discriminator's last blocks are too."""
+    changes = {"method__stylegan__model__config": config, "method__stylegan__train__steps": 4}
+    full = weights(**changes)
+    AcceleratorState._reset_state(True)
+    half = weights(**changes, train__precision="bf16")
+    assert all(value.dtype == torch.float32 for value in half.values())
+    assert any(not torch.equal(half[name], full[name]) for name in full)
+    for name in ("w_avg", "z_to_w.layers.0.weight"):
+        torch.testing.assert_close(half[name], full[name], atol=0.05, rtol=0.05)
+
+
+def test_what_follows_the_large_maps_is_float32_under_autocast() -> None:
+    net = learner(method__stylegan__model__image_size=16).discriminator
+    seen: dict[str, torch.dtype] = {}
+    for name in ("from_rgb", "conv", "out"):
+        net.get_submodule(name).register_forward_hook(
+            lambda _module, _inputs, found, name=name: seen.__setitem__(name, found.dtype)
+        )
+    with torch.autocast("cpu", torch.bfloat16):
+        net(torch.zeros(4, 3, 16, 16), torch.zeros(4, dtype=torch.long))
+    assert seen == {"from_rgb": torch.bfloat16, "conv": torch.float32, "out": torch.float32}
+
+
+def test_the_mean_of_w_is_float32_under_autocast() -> None:
+    net = learner().generator
+    z, label = torch.randn(4, net.z_dim), torch.zeros(4, dtype=torch.long)
+    plain = net(z, label, truncation_psi=0.7)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(net(z, label, truncation_psi=0.7), plain)
+
+
+def test_a_discriminator_that_is_no_number_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = GanLearner._judge
+
+    def judge(self: GanLearner, *arguments: Any) -> torch.Tensor:
+        _images, _label, step, stream, _piece = arguments
+        found = original(self, *arguments)
+        return found * torch.nan if step == 5 and stream == REAL else found
+
+    monkeypatch.setattr(GanLearner, "_judge", judge)
+    with pytest.raises(VapError, match=r"step 6: found a d_loss that is not.*last good: step-00000003"):
+        weights()
+    monkeypatch.undo()
+
+
+def test_groups_stay_whole_on_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator = make_accelerator("cpu", "fp32")
+    monkeypatch.setattr(type(accelerator), "num_processes", property(lambda _self: 2))
+    with pytest.raises(VapError, match=r"batch_size: found 12; expected a multiple of 8: whole groups of 4"):
+        learner(method__stylegan__train__batch_size=12)
+    learner(method__stylegan__train__batch_size=16)
+
+
+def test_gradients_are_cut_where_asked() -> None:
+    assert any(
+        not torch.equal(value, other)
+        for value, other in zip(
+            weights().values(), weights(method__stylegan__train__grad_clip=1e-6).values(), strict=True
+        )
+    )
 
 
 def test_a_loss_scaler_is_refused() -> None:

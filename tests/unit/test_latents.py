@@ -16,12 +16,13 @@ from toy import settings, write
 
 import vap.stages.latents as stage
 from vap.artifacts import ArrowFile, file_sha256
-from vap.datasets.images import encode
+from vap.datasets.images import decode, encode
 from vap.errors import VapError
 from vap.metrics.reconstruction import LPIPS_FILES, reconstruction
 from vap.models import autoencoder
 from vap.models.autoencoder import small_kl
-from vap.training import fit as fit_module
+from vap.stages.common import to_images, to_tensor
+from vap.training import autoencoder as learners
 
 WEIGHTS = Path("weights/kl")
 OUT = Path("data/autoencoders/own")
@@ -56,7 +57,7 @@ def pretrained() -> None:
     torch.manual_seed(0)
     ae = small_kl(16, 4, [16], 4)
     prepared = ArrowFile(Path("data/prepared/own.arrow"), "prepared")
-    images = torch.stack([stage.to_tensor([stage.decode(prepared.value("image", i))])[0] for i in range(8)])
+    images = torch.stack([to_tensor([decode(prepared.value("image", i))])[0] for i in range(8)])
     optimizer = torch.optim.Adam(ae.net.parameters(), 1e-2)
     for step in range(20):
         loss = ae.loss(images, 1e-4, torch.Generator().manual_seed(step))
@@ -128,7 +129,7 @@ def test_psnr_is_that_of_the_definition() -> None:
 
 @pytest.mark.parametrize("part", ["autoencoder", "decoder"])
 def test_a_killed_training_ends_with_the_same_bytes(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
-    monkeypatch.setattr(fit_module, "CHECKPOINT_EVERY", 5)
+    monkeypatch.setattr(stage, "CHECKPOINT_EVERY", 5)
     pretrained()
     chosen = (
         params() if part == "autoencoder" else frozen(latents__finetune_decoder={**FINETUNE, "steps": 12})
@@ -139,7 +140,7 @@ def test_a_killed_training_ends_with_the_same_bytes(monkeypatch: pytest.MonkeyPa
     shutil.rmtree("data/latents")
 
     calls: list[int] = []
-    original = stage.step_generator
+    original = learners.step_generator
 
     def generator(seed: int, step: int) -> torch.Generator:
         calls.append(step)
@@ -148,13 +149,13 @@ def test_a_killed_training_ends_with_the_same_bytes(monkeypatch: pytest.MonkeyPa
         return original(seed, step)
 
     with monkeypatch.context() as patched:
-        patched.setattr(stage, "step_generator", generator)
+        patched.setattr(learners, "step_generator", generator)
         with pytest.raises(KeyboardInterrupt):
             stage.run(chosen, "own")
     calls.clear()
     with monkeypatch.context() as patched:
         patched.setattr(
-            stage, "step_generator", lambda seed, step: calls.append(step) or original(seed, step)
+            learners, "step_generator", lambda seed, step: calls.append(step) or original(seed, step)
         )
         stage.run(chosen, "own")
     assert calls == list(range(5, 12))
@@ -165,7 +166,7 @@ def test_a_loss_that_is_not_finite_is_one_line(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(
         autoencoder.KL, "loss", lambda self, *_: self.decoder_parameters()[0].sum() * torch.nan
     )
-    with pytest.raises(VapError, match=r"latents own autoencoder, step 1: found a loss that is not finite"):
+    with pytest.raises(VapError, match=r"latents own autoencoder, step 10: found a loss that is not finite"):
         stage.run(params(), "own")
 
 
@@ -205,15 +206,9 @@ def test_lpips_from_local_files_is_torch_fidelitys(monkeypatch: pytest.MonkeyPat
     prepared, ae = ArrowFile(Path("data/prepared/own.arrow"), "prepared"), autoencoder.load(OUT)
     values = []
     for row in range(24, 30):
-        real = stage.decode(prepared.value("image", row))
-        mean = ae.moments(stage.to_tensor([real])).chunk(2, 1)[0]
-        made = stage_images(ae.decode(mean))
+        real = decode(prepared.value("image", row))
+        mean = ae.moments(to_tensor([real])).chunk(2, 1)[0]
+        made = to_images(ae.decode(mean))[0]
         values.append(net(*(torch.from_numpy(i.copy()).permute(2, 0, 1)[None] for i in (real, made))).item())
     assert said == pytest.approx(np.mean(values), rel=1e-3)
     os.environ.pop("TORCH_HOME", None)
-
-
-def stage_images(tensor: torch.Tensor) -> np.ndarray:
-    from vap.stages.common import to_images
-
-    return to_images(tensor)[0]

@@ -128,7 +128,7 @@ def test_a_method_overfits(method: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 def untrained(learner_of: Any, *_: Any, **options: Any) -> Any:
     """As the training loop, without a step."""
-    from vap.training.engine import Trained, make_accelerator
+    from vap.training.loop import make_accelerator
 
     torch.manual_seed(options["seed"])
-    return Trained(learner_of(make_accelerator("cpu", "fp32")).weights(), [{"step": 0, "loss": 0.0}])
+    return learner_of(make_accelerator("cpu", "fp32")), [{"step": 0, "loss": 0.0}]

@@ -70,7 +70,7 @@ def test_truncation_is_read() -> None:
 
 
 def test_cbdms_own_sampler_is_used() -> None:
-    own = {"sampler": "ddpm", "order": 1, "spacing": "uniform", "steps": 5}
+    own = {"sampler": "ddpm", "order": 1, "spacing": "uniform", "variance": "beta", "steps": 5}
     training.run(params("cbdm"), "own", "cbdm")
     shared = file_sha256(stage.run(params("cbdm"), "own", "cbdm", "seen"))
     changed = params("cbdm", method__cbdm__sample__sampler=own)

@@ -20,10 +20,11 @@ from vap.artifacts import file_sha256
 from vap.errors import Stopped, VapError
 from vap.methods.base import load_method
 from vap.prompts.bank import PromptBank
-from vap.training import checkpoint, engine
+from vap.training import checkpoint, loop
 from vap.training.data import LatentData, batch_rows, step_generator
 from vap.training.ema import Ema
 from vap.training.image_data import ImageData
+from vap.training.seeds import DROPOUT, REAL, step_seed
 
 CLASSES = ["mole", "scar"]
 METHODS = ["uvit", "vap", "vap_without_pcm", "dit", "ldm", "cbdm", "stylegan"]
@@ -84,6 +85,12 @@ def test_batch_rows_are_each_row_once_an_epoch(rows: int, batch: int) -> None:
     epochs = order[: len(order) // rows * rows].reshape(-1, rows)
     assert (np.sort(epochs, axis=1) == np.arange(rows)).all()
     assert len({tuple(epoch) for epoch in epochs}) > 1 or rows < 3
+
+
+def test_what_a_network_leaves_out_is_drawn_apart_from_its_batch() -> None:
+    seeds = [step_seed(0, 3), *(step_seed(0, 3, DROPOUT, rank) for rank in range(3)), step_seed(0, 3, REAL)]
+    assert len(set(seeds)) == len(seeds)
+    assert step_seed(0, 3) == step_seed(0, 3, 0)  # which is why no stream has the number 0
 
 
 def test_batch_rows_are_a_function_of_seed_and_step() -> None:
@@ -224,7 +231,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     else:
         state.write_text(state.read_text()[:30])
     asked: list[int] = []
-    monkeypatch.setattr(engine.Progress, "skip", lambda _self, n: asked.append(n))
+    monkeypatch.setattr(loop.Progress, "skip", lambda _self, n: asked.append(n))
     assert run() == whole
     assert asked == [3]
     assert "step-00000006: damaged" in capsys.readouterr().err
@@ -316,15 +323,17 @@ def test_a_network_that_does_not_fit_the_latents_is_one_line() -> None:
 
 
 def test_batch_must_divide_among_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    make = engine.make_accelerator
+    make = loop.make_accelerator
 
     def three(device: str, precision: str) -> Any:
         accelerator = make(device, precision)
         monkeypatch.setattr(type(accelerator), "num_processes", property(lambda _self: 3))
         return accelerator
 
-    monkeypatch.setattr(engine, "make_accelerator", three)
-    with pytest.raises(VapError, match=r"train.batch_size: found 4; expected a multiple of the 3"):
+    monkeypatch.setattr(loop, "make_accelerator", three)
+    with pytest.raises(
+        VapError, match=r"method.uvit.train.batch_size: found 4; expected a multiple of the 3"
+    ):
         run()
 
 

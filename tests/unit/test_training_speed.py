@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from toy import BANK, LATENTS, settings, write_bank, write_latents
+from toy import BANK, LATENTS, settings, write_bank, write_latents, write_prepared
 
 import vap.stages.train as stage
 from vap import cli, processes
@@ -26,7 +27,8 @@ from vap.errors import Stopped, VapError
 from vap.methods.base import Batch, Condition
 from vap.params import PARAMS_FILE
 from vap.prompts.bank import PromptBank
-from vap.training import watch
+from vap.training import data as training_data
+from vap.training import image_data, watch
 from vap.training.data import LatentData
 from vap.training.prefetch import prefetched
 
@@ -57,7 +59,10 @@ def assert_near(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], atol: fl
 
 
 @pytest.mark.parametrize("with_bank", [False, True])
-def test_held_data_make_the_batches_of_streamed_data(with_bank: bool) -> None:
+def test_held_data_make_the_batches_of_streamed_data(
+    with_bank: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_data, "HOLD_ROWS", 4)  # of 11
     bank = PromptBank(BANK) if with_bank else None
     streamed, held = LatentData(LATENTS, bank, CLASSES), LatentData(LATENTS, bank, CLASSES)
     held.hold(CPU)
@@ -70,6 +75,30 @@ def test_held_data_make_the_batches_of_streamed_data(with_bank: bool) -> None:
             strict=True,
         ):
             assert torch.equal(x, y)
+
+
+def test_held_images_make_the_batches_of_streamed_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_data, "HOLD_ROWS", 4)  # of 11
+    file = write_prepared(Path("data/prepared/own.arrow"))
+    streamed, held = (image_data.ImageData(file, 8, "x", flip=True) for _ in range(2))
+    held.hold(CPU)
+    for step in range(6):
+        assert torch.equal(held.batch(step, 3, 5, 0.3, 10).x0, streamed.batch(step, 3, 5, 0.3, 10).x0)
+
+
+def test_flipped_images_are_the_images_or_their_mirrors() -> None:
+    file = write_prepared(Path("data/prepared/own.arrow"))
+    plain = image_data.ImageData(file, 16, "x")
+    rows, seen = np.arange(11), []
+    originals = plain.examples(rows, torch.Generator(), slice(None))[0]
+    for step in range(20):
+        found = image_data.ImageData(file, 16, "x", flip=True).batch(step, 0, 11, 0.0, 10)
+        order = training_data.batch_rows(0, step, 11, 11)
+        for x, row in zip(found.x0, order, strict=True):
+            mirrored = torch.equal(x, originals[row].flip(2))
+            assert mirrored != torch.equal(x, originals[row])
+            seen.append(mirrored)
+    assert 0.35 < np.mean(seen) < 0.65
 
 
 def test_held_data_read_no_file_again() -> None:
@@ -194,9 +223,13 @@ def test_an_exploded_loss_is_one_line_with_what_to_try(monkeypatch: pytest.Monke
 
 def test_gradients_that_are_no_numbers_stop_the_run_unless_a_scaler_expects_them() -> None:
     row = {"loss": 0.5, "grad_norm": float("inf")}
-    with pytest.raises(VapError, match="gradients that are not finite"):
-        watch.check_health("x", 1, row, Path(), 10.0, scaled=False)
-    watch.check_health("x", 1, row, Path(), 10.0, scaled=True)
+    learner: Any = SimpleNamespace(explodes=10.0, scaled=False, remedy="a smaller lr")
+    with pytest.raises(VapError, match=r"a grad_norm that is not finite.*try a smaller lr; last good: none"):
+        watch.check_health(learner, "x", 1, row, Path())
+    learner.scaled = True
+    watch.check_health(learner, "x", 1, row, Path())
+    with pytest.raises(VapError, match="a d_loss that is not finite"):  # also of an adversary
+        watch.check_health(learner, "x", 1, row | {"d_loss": float("nan")}, Path())
 
 
 # ── the onlooker ────────────────────────────────────────────────────────────────────────────────

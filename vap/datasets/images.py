@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vap.artifacts import atomic
 from vap.errors import VapError
 
 Pixels = npt.NDArray[np.uint8]
@@ -174,6 +175,12 @@ def tiled(images: Sequence[Pixels], columns: int) -> Pixels:
         y, x = i // columns * height, i % columns * width
         page[y : y + height, x : x + width] = image
     return page
+
+
+def write_grid(path: Path, images: Sequence[Pixels], columns: int = 8) -> None:
+    """Images of one shape as one PNG, row by row, written atomically."""
+    with atomic(path) as part:
+        part.write_bytes(encode(tiled(images, min(columns, len(images)))))
 
 
 def encode(pixels: Pixels) -> bytes:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vap.diffusion.guidance import guided, guided_together
 from vap.diffusion.sampler import sample
 from vap.diffusion.schedule import Schedule
+from vap.errors import VapError
 from vap.params import SampleParams, ScheduleParams
 
 if TYPE_CHECKING:
@@ -44,6 +45,14 @@ def draw(
     else:  # two passes, since the null prompt is the shorter one
         predict = guided(method.predictor(net, condition, null), scale)
     how = method.sampling(settings)
+    if how.sampler == "ddpm" and how.variance == "learned" and not method.learns_variance:
+        name = type(method).__module__.rpartition(".")[2]
+        raise VapError(
+            f"params.yaml: sample.variance, of method {name}",
+            "learned",
+            "posterior or beta: its network predicts no variance",
+            f"correct it, or set method.{name}.sample.sampler",
+        )
     with torch.autocast(first.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
         return sample(
             predict,
@@ -53,6 +62,7 @@ def draw(
             steps=how.steps,
             order=how.order,
             spacing=how.spacing,
+            variance=how.variance,
             step_noise=lambda number: request.noise(shape, number),
             data_range=method.data_range,
         )

@@ -19,7 +19,8 @@ def guided(
     """Turn a network with and without condition into one guided noise prediction.
 
     Args:
-        predict: (x (B, C, H, W), t (B,), unconditional) to the predicted noise.
+        predict: (x (B, C, H, W), t (B,), unconditional) to the predicted noise; channels behind the first C,
+            a learned variance, are taken from the conditional pass.
         guidance_scale: w >= 0; at 1 the unconditional pass is left out.
 
     Returns:
@@ -31,8 +32,7 @@ def guided(
         return lambda x, t: predict(x, t, True)
 
     def both(x: Tensor, t: Tensor) -> Tensor:
-        unconditional, conditional = predict(x, t, True).to(x), predict(x, t, False).to(x)
-        return torch.lerp(unconditional, conditional, guidance_scale)
+        return _mixed(predict(x, t, True).to(x), predict(x, t, False).to(x), guidance_scale, x.shape[1])
 
     return both
 
@@ -49,6 +49,11 @@ def guided_together(
 
     def both(x: Tensor, t: Tensor) -> Tensor:
         unconditional, conditional = predict(torch.cat([x, x]), torch.cat([t, t])).to(x).chunk(2)
-        return torch.lerp(unconditional, conditional, guidance_scale)
+        return _mixed(unconditional, conditional, guidance_scale, x.shape[1])
 
     return both
+
+
+def _mixed(unconditional: Tensor, conditional: Tensor, guidance_scale: float, channels: int) -> Tensor:
+    noise = torch.lerp(unconditional[:, :channels], conditional[:, :channels], guidance_scale)
+    return torch.cat([noise, conditional[:, channels:]], dim=1) if conditional.shape[1] > channels else noise

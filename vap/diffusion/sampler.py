@@ -2,19 +2,19 @@
 
 All run over a grid of times T = t_0 > … > t_{n-1} = 1 > t_n = 0; the last step takes the predicted data as
 it is. Sources: DPM-Solver++ (Lu et al., 2022, Algorithm 2 and its third-order multistep form);
-DDIM (Song et al., 2021, eta = 0), which is DPM-Solver++ of order 1; DDPM (Ho et al., 2020, Eq. 7 with the
-posterior variance), on a sub-grid of times.
+DDIM (Song et al., 2021, eta = 0), which is DPM-Solver++ of order 1; DDPM (Ho et al., 2020, Eq. 7), on a
+sub-grid of times.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vap.diffusion.schedule import Schedule
+from vap.training.seeds import SAMPLES, step_generator
 
 Predictor = Callable[[Tensor, Tensor], Tensor]
 
@@ -28,9 +28,7 @@ def noise_of(seed: int, index: int, shape: Sequence[int], draw: int = 0) -> Tens
         shape: of the noise, e.g. (C, H, W).
         draw: 0 is the initial noise; an ancestral sampler's step k uses k.
     """
-    state = np.random.SeedSequence([seed, 12, index, draw]).generate_state(2, np.uint64)
-    generator = torch.Generator().manual_seed(int(state[0]) & (2**63 - 1))
-    return torch.randn(tuple(shape), generator=generator)
+    return torch.randn(tuple(shape), generator=step_generator(seed, SAMPLES, index, draw))
 
 
 def time_grid(schedule: Schedule, steps: int, spacing: str) -> Tensor:
@@ -70,18 +68,23 @@ def sample(
     steps: int,
     order: int = 2,
     spacing: str = "quadratic",
+    variance: str = "posterior",
     step_noise: Callable[[int], Tensor] | None = None,
     data_range: float | None = None,
 ) -> Tensor:
     """Draw from the model.
 
     Args:
-        predict: (x (B, C, H, W), t (B,) in 0..T) to the predicted noise.
+        predict: (x (B, C, H, W), t (B,) in 0..T) to the predicted noise in the first C channels; in as many
+            more, to where the variance lies ("learned").
         x: (B, C, H, W) standard normal noise.
         sampler: "dpmpp", "ddim" or "ddpm".
         steps: evaluations of `predict`.
         order: 1, 2 or 3, of "dpmpp".
         spacing: of the times, see `time_grid`.
+        variance: of "ddpm"'s steps: "posterior", that of q(x_s | x_t, x_0); "beta", that of q(x_t | x_s), the
+            larger one (Ho et al., 2020, have both); "learned", between them on a logarithmic scale (Nichol
+            and Dhariwal, 2021, Eq. 15).
         step_noise: k in 1..steps-1 to fresh noise like x; "ddpm" needs it.
         data_range: the predicted data are cut to -data_range..data_range, as DDPM does on pixels (Ho et al.,
             2020, released code); None leaves them alone.
@@ -93,7 +96,7 @@ def sample(
     if sampler == "ddpm":
         if step_noise is None:
             raise ValueError("sampler ddpm needs step_noise")
-        return _ddpm(predict, schedule, x, times, step_noise, data_range)
+        return _ddpm(predict, schedule, x, times, step_noise, data_range, variance)
     if sampler not in ("dpmpp", "ddim"):
         raise ValueError(f"unknown sampler {sampler!r}; known: dpmpp, ddim, ddpm")
     return _dpm_solver_pp(predict, schedule, x, times, 1 if sampler == "ddim" else order, data_range)
@@ -101,11 +104,12 @@ def sample(
 
 def _data_prediction(
     predict: Predictor, schedule: Schedule, x: Tensor, t: Tensor, data_range: float | None
-) -> Tensor:
-    """x_0 = (x_t - sigma_t eps) / alpha_t, within its range."""
+) -> tuple[Tensor, Tensor]:
+    """x_0 = (x_t - sigma_t eps) / alpha_t, within its range; and what is predicted beside eps."""
     alpha, sigma = (v.to(x) for v in schedule.alpha_sigma(t))
-    data: Tensor = (x - sigma * predict(x, t.to(x).expand(x.shape[0])).to(x)) / alpha
-    return data if data_range is None else data.clamp(-data_range, data_range)
+    noise, rest = predict(x, t.to(x).expand(x.shape[0])).to(x).tensor_split([x.shape[1]], dim=1)
+    data: Tensor = (x - sigma * noise) / alpha
+    return data if data_range is None else data.clamp(-data_range, data_range), rest
 
 
 def _dpm_solver_pp(
@@ -121,7 +125,7 @@ def _dpm_solver_pp(
     lambdas = alphas.log() - sigmas.log()  # half log-SNR; +inf at t = 0
     data: list[Tensor] = []  # predictions at the last times, newest last
     for i in range(steps):
-        data = [*data[-2:], _data_prediction(predict, schedule, x, times[i], data_range)]
+        data = [*data[-2:], _data_prediction(predict, schedule, x, times[i], data_range)[0]]
         if i == steps - 1:
             return data[-1]  # t = 0: alpha 1, sigma 0
         h = (lambdas[i + 1] - lambdas[i]).item()
@@ -157,18 +161,26 @@ def _ddpm(
     times: Tensor,
     step_noise: Callable[[int], Tensor],
     data_range: float | None = None,
+    variance: str = "posterior",
 ) -> Tensor:
     steps = len(times) - 1
     alphas, sigmas = schedule.alpha_sigma(times)
     for i in range(steps):
-        data = _data_prediction(predict, schedule, x, times[i], data_range)
+        data, rest = _data_prediction(predict, schedule, x, times[i], data_range)
         if i == steps - 1:
             return data
         # q(x_s | x_t, x_0) for s < t, by alpha_{t|s} = alpha_t / alpha_s
         ratio = alphas[i] / alphas[i + 1]
-        variance = sigmas[i] ** 2 - ratio**2 * sigmas[i + 1] ** 2  # sigma²_{t|s}
+        beta = sigmas[i] ** 2 - ratio**2 * sigmas[i + 1] ** 2  # sigma²_{t|s}
+        posterior = beta * (sigmas[i + 1] / sigmas[i]) ** 2
         keep = (ratio * sigmas[i + 1] ** 2 / sigmas[i] ** 2).item()
-        pull = (alphas[i + 1] * variance / sigmas[i] ** 2).item()
-        std = (variance.sqrt() * sigmas[i + 1] / sigmas[i]).item()
-        x = keep * x + pull * data + std * step_noise(i + 1).to(x)
+        pull = (alphas[i + 1] * beta / sigmas[i] ** 2).item()
+        if variance == "learned":
+            if rest.shape != x.shape:
+                raise ValueError("variance learned needs a network that predicts it")
+            place = (rest + 1) / 2
+            log_variance = place * beta.log().item() + (1 - place) * posterior.log().item()
+        else:
+            log_variance = {"posterior": posterior, "beta": beta}[variance].log().to(x)
+        x = keep * x + pull * data + (0.5 * log_variance).exp() * step_noise(i + 1).to(x)
     raise AssertionError("steps must be at least 1")

@@ -1,12 +1,11 @@
-"""What a classifier learns in a step of the loop that all methods share (vap.training.engine)."""
+"""What a classifier learns in a step of the loop that all methods share (vap.training.loop)."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,16 +16,16 @@ from torch import Tensor, nn
 from vap.downstream.data import ImagePool, batch_numbers
 from vap.params import AugmentParams, ClassifierParams, DownstreamParams
 from vap.progress import Progress
-from vap.training import checkpoint
-from vap.training.engine import Learner, Pace, train
-from vap.training.seeds import step_generator, step_seed
+from vap.training.batch import Movable
+from vap.training.loop import train
+from vap.training.plain import PlainLearner, warmup_cosine
+from vap.training.seeds import step_generator
 from vap.training.watch import Watch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 BETAS = (0.9, 0.999)  # AdamW's defaults
-GRAD_CLIP = 1.0  # norm
 LOG_EVERY = 10  # steps
 CHECKPOINT_EVERY = 500  # steps
 
@@ -63,16 +62,8 @@ def augment(images: Tensor, settings: AugmentParams, generator: torch.Generator)
     return ((x - grey) * (1 + uniform(settings.color)) + grey).clamp(0, 1)  # saturation
 
 
-def learning_rate(step: int, steps: int, warmup: float, peak: float) -> float:
-    """Linear to `peak` over a share `warmup` of the steps, then a cosine to 0 after the last."""
-    rise = round(warmup * steps)
-    if step < rise:
-        return peak * (step + 1) / rise
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / (steps - rise)))
-
-
 @dataclass
-class LabelledImages:
+class LabelledImages(Movable):
     """A batch."""
 
     images: Tensor  # float32 (B, 3, H, W), 0..1
@@ -81,18 +72,19 @@ class LabelledImages:
     def map(self, change: Callable[[Tensor], Tensor]) -> LabelledImages:
         return LabelledImages(change(self.images), change(self.labels))
 
-    def to(self, device: torch.device) -> LabelledImages:
-        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
-
-class ClassifierLearner(Learner[LabelledImages]):
-    """Cross-entropy and AdamW.
+class ClassifierLearner(PlainLearner[LabelledImages]):
+    """Cross-entropy.
 
     Args:
         pool: the real images, then the synthetic ones.
         n_real: how many are real.
         own: steps, batch_size and lr of this classifier; `settings`: what all share.
     """
+
+    remedy = (
+        "a smaller lr under downstream.classifier, a longer downstream.warmup, or downstream.precision fp32"
+    )
 
     def __init__(
         self,
@@ -104,13 +96,8 @@ class ClassifierLearner(Learner[LabelledImages]):
         accelerator: Accelerator,
         seed: int,
     ) -> None:
-        self.net = net.to(accelerator.device).train()
+        super().__init__(net, list(net.parameters()), BETAS, settings.weight_decay, accelerator, seed)
         self.pool, self.n_real, self.own, self.settings = pool, n_real, own, settings
-        self.accelerator, self.seed = accelerator, seed
-        self.names = [name for name, _ in net.named_parameters()]
-        self.optimizer = torch.optim.AdamW(
-            net.parameters(), lr=own.lr, betas=BETAS, weight_decay=settings.weight_decay, fused=True
-        )
 
     def batch(self, step: int, part: slice) -> LabelledImages:
         n_synthetic, share = len(self.pool) - self.n_real, self.settings.real_share
@@ -120,35 +107,13 @@ class ClassifierLearner(Learner[LabelledImages]):
         return LabelledImages(images[part], labels[part])
 
     def lr(self, step: int) -> float:
-        return learning_rate(step, self.own.steps, self.settings.warmup, self.own.lr)
+        warmup = round(self.settings.warmup * self.own.steps)
+        return warmup_cosine(step, self.own.steps, warmup, self.own.lr)
 
-    def step(self, batch: LabelledImages, step: int) -> dict[str, Tensor]:
-        self.optimizer.param_groups[0]["lr"] = self.lr(step)
-        torch.manual_seed(step_seed(self.seed, step))  # of stochastic depth, where a network has it
+    def loss(self, batch: LabelledImages, step: int) -> Tensor:
         with self.accelerator.autocast():
             logits = self.net(batch.images).float()
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.settings.label_smoothing)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.net.parameters(), GRAD_CLIP)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return {"loss": loss.detach(), "grad_norm": norm.detach()}
-
-    def parts(self) -> dict[str, dict[str, Tensor]]:
-        return {
-            "model": self.net.state_dict(),
-            "optimizer": checkpoint.optimizer_tensors(self.optimizer, self.names),
-        }
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def load(self, parts: Mapping[str, dict[str, Tensor]], state: Mapping[str, Any]) -> None:
-        self.net.load_state_dict(parts["model"])
-        checkpoint.load_optimizer_tensors(self.optimizer, self.names, parts["optimizer"])
-
-    def weights(self) -> dict[str, Tensor]:
-        return self.net.state_dict()
+        return F.cross_entropy(logits, batch.labels, label_smoothing=self.settings.label_smoothing)
 
 
 def fit(
@@ -159,6 +124,7 @@ def fit(
     settings: DownstreamParams,
     folder: Path,
     *,
+    section: str,
     seed: int,
     device: torch.device,
     label: str,
@@ -168,6 +134,7 @@ def fit(
 
     Args:
         folder: where checkpoints are kept.
+        section: of params.yaml that `own` is.
         label: for progress and errors.
         watch: gets the curves.
 
@@ -179,9 +146,12 @@ def fit(
         lambda accelerator: ClassifierLearner(net, pool, n_real, own, settings, accelerator, seed),
         own.steps,
         own.batch_size,
-        Pace(settings.precision, LOG_EVERY, CHECKPOINT_EVERY),
         folder,
+        section=section,
         seed=seed,
+        precision=settings.precision,
+        log_every=LOG_EVERY,
+        checkpoint_every=CHECKPOINT_EVERY,
         device=str(device),
         label=label,
         watch=watch,

@@ -28,13 +28,14 @@ from vap.params import (
     TrainParams,
     first_problem,
 )
+from vap.training.batch import Movable
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from vap.params import ComputeParams
     from vap.training.data import TrainingData
-    from vap.training.engine import Learner
+    from vap.training.loop import Learner
 
 ModelParams = TypeVar("ModelParams", bound=Section)
 
@@ -51,7 +52,7 @@ class Shapes:
 
 
 @dataclass
-class Condition:
+class Condition(Movable):
     """What a batch is conditioned on. Row i is unconditional where label[i] is the null class."""
 
     label: Tensor  # (B,) int64; num_classes is the null class
@@ -64,9 +65,6 @@ class Condition:
         """`change` of every tensor."""
         context = None if self.context is None else change(self.context)
         return Condition(change(self.label), context, None if self.mask is None else change(self.mask))
-
-    def to(self, device: torch.device) -> Condition:
-        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def padded(self, tokens: int) -> Condition:
         """The same with its context padded to `tokens`; at least as many as it has."""
@@ -88,7 +86,7 @@ class Condition:
 
 
 @dataclass
-class Batch:
+class Batch(Movable):
     """A training batch: clean latents or images, their condition, and the draws of this step."""
 
     x0: Tensor  # (B, C, H, W)
@@ -101,9 +99,6 @@ class Batch:
         """`change` of every tensor."""
         other = None if self.other_label is None else change(self.other_label)
         return Batch(change(self.x0), self.condition.map(change), change(self.t), change(self.noise), other)
-
-    def to(self, device: torch.device) -> Batch:
-        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pieces(self, size: int) -> Iterator[Batch]:
         """Consecutive parts of at most `size` images."""
@@ -144,8 +139,9 @@ class Method(ABC, Generic[ModelParams]):
 
     @property
     def start_from(self) -> Path | None:
-        """Weights that training starts from; None for freshly initialised ones."""
-        return None
+        """Weights to start from, where `train` has a key of that name; None for freshly initialised ones."""
+        given = getattr(self.train, "start_from", None)
+        return None if given is None else Path(given)
 
     def take_over(self, net: nn.Module, weights: Path) -> None:
         """Load `start_from` into a network that `build` made."""
@@ -241,7 +237,7 @@ def load_method(name: str, params: Mapping[str, MethodParams]) -> Method[Any]:
     cls, entry = method_class(name), params[name]
     return cls(
         *(
-            _checked(schema, data, f"params.yaml: method.{name}.{key}")
+            checked(schema, data, f"params.yaml: method.{name}.{key}")
             for key, schema, data in (
                 ("model", cls.model_params, entry.model),
                 ("train", cls.train_params, entry.train.model_dump()),
@@ -251,34 +247,15 @@ def load_method(name: str, params: Mapping[str, MethodParams]) -> Method[Any]:
     )
 
 
-def trained_method(
-    config: Mapping[str, Any], params: Mapping[str, MethodParams] | None = None
-) -> Method[Any]:
-    """The method of a trained model, as its config.json records it.
-
-    Args:
-        params: for drawing: section `method`, of which the sample settings are taken.
+def checked(schema: type[BaseModel], data: Any, place: str, fix: str = "edit params.yaml") -> Any:
+    """Settings as their schema has them.
 
     Raises:
-        VapError: the settings do not fit the method.
+        VapError: they do not fit; `place` is the path of their key.
     """
-    name, run = config["method"], config.get("run", config["method"])
-    place = f"results/models/{config['dataset']}/{run}/config.json"
-    cls = method_class(name)
-    sample = None
-    if params is not None:
-        where = f"params.yaml: method.{name}.sample"
-        if name not in params:
-            raise VapError(where, "no such entry", "the method's settings", "add it")
-        sample = _checked(cls.sample_params, params[name].sample.model_dump(), where)
-    model = _checked(cls.model_params, config["model"], f"{place}: model")
-    return cls(model, _checked(cls.train_params, config["train"], f"{place}: train"), sample)
-
-
-def _checked(schema: type[BaseModel], data: Any, place: str) -> Any:
     try:
         return schema.model_validate(data)
     except ValidationError as error:
         path, found, expected = first_problem(error)
         where = f"{place}.{path}" if path else place
-        raise VapError(where, found, expected, f"edit {place.partition(':')[0]}") from None
+        raise VapError(where, found, expected, fix) from None

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from vap.diffusion.schedule import Schedule
 from vap.methods.base import Batch, Shapes
-from vap.methods.diffusion import DiffusionMethod, DiffusionTrainParams, GuidanceParams
+from vap.methods.diffusion import DiffusionMethod, DiffusionTrainParams
 from vap.methods.pixels import PixelParams, pixel_data
 from vap.models.cbdm import PixelUNet
-from vap.params import PositiveInt, SampleParams, SamplerParams, ScheduleParams, TrainParams
+from vap.params import PositiveInt, ScheduleParams, TrainParams
 
 if TYPE_CHECKING:
     from vap.training.data import TrainingData
@@ -43,32 +43,22 @@ class CbdmTrainParams(DiffusionTrainParams):
 
     tau: Annotated[float, Field(ge=0)]  # weight of the class-balancing terms
     schedule: ScheduleParams | None  # DDPM's; null: the one of section `train`
-
-
-class CbdmSampleParams(GuidanceParams):
-    """`method.cbdm.sample`."""
-
-    sampler: SamplerParams | None  # null: that of section `sample`
+    flip: bool  # mirror every second image, by chance
 
 
 class Method(DiffusionMethod[CbdmParams]):
     kind = "images"
     model_params = CbdmParams
     train_params = CbdmTrainParams
-    sample_params = CbdmSampleParams
     libraries = ("diffusers",)
     data_range = 1.0
     train: CbdmTrainParams
-    sample: CbdmSampleParams
 
     def schedule(self, shared: TrainParams) -> ScheduleParams:
         return self.train.schedule or shared.schedule
 
-    def sampling(self, settings: SampleParams) -> SamplerParams:
-        return self.sample.sampler or settings
-
     def data(self, dataset: str, text_multiple: int = 1, only: Collection[str] | None = None) -> TrainingData:
-        return pixel_data("cbdm", self.model, dataset, only)
+        return pixel_data("cbdm", self.model, self.train.flip, dataset, only)
 
     def build(self, shapes: Shapes) -> nn.Module:
         return PixelUNet(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor, nn
 
+from vap.diffusion.loss import denoising_loss
 from vap.diffusion.schedule import Schedule
 from vap.methods.base import (
     Batch,
@@ -19,7 +19,7 @@ from vap.methods.base import (
     OwnTrainParams,
 )
 from vap.params import Betas, ComputeParams, SampleParams, SamplerParams, TrainParams
-from vap.training.loop import DiffusionLearner
+from vap.training.denoising import DiffusionLearner
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -36,29 +36,36 @@ class DiffusionTrainParams(OwnTrainParams):
     warmup_steps: Annotated[int, Field(ge=0)]
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     condition_dropout: Annotated[float, Field(ge=0, lt=1)]
+    grad_clip: Annotated[float, Field(gt=0)] | None  # norm
 
 
-class GuidanceParams(OwnSampleParams):
-    """`method.NAME.sample` of a diffusion method without keys of its own."""
+class DiffusionSampleParams(OwnSampleParams):
+    """`method.NAME.sample` of a diffusion method."""
 
     guidance_scale: Annotated[float, Field(ge=0)]
+    sampler: SamplerParams | None  # null: that of section `sample`
 
 
 class DiffusionMethod(Method[ModelParams]):
     """A network that predicts the noise, called as net(x, t, label, context, mask, …)."""
 
     train_params: ClassVar[type[DiffusionTrainParams]] = DiffusionTrainParams
-    sample_params: ClassVar[type[GuidanceParams]] = GuidanceParams
+    sample_params: ClassVar[type[DiffusionSampleParams]] = DiffusionSampleParams
+    sample: DiffusionSampleParams
     data_range: ClassVar[float | None] = None  # the data lie in -data_range..data_range; None: not bounded
 
-    @abstractmethod
     def loss(self, net: nn.Module, batch: Batch, schedule: Schedule) -> tuple[Tensor, dict[str, Tensor]]:
-        """The training loss (a scalar) and detached scalars for the log."""
+        """The training loss, a scalar (here L_D, a mean squared error), and detached scalars for the log."""
+        c = batch.condition
+        loss = denoising_loss(
+            lambda x, t: net(x, t, c.label, c.context, c.mask), schedule, batch.x0, batch.t, batch.noise
+        )
+        return loss, {}
 
     def predictor(
         self, net: nn.Module, condition: Condition, null: Condition
     ) -> Callable[[Tensor, Tensor, bool], Tensor]:
-        """(x, t, unconditional) to the predicted noise, for the sampler.
+        """(x, t, unconditional) to the predicted noise, and the learned variance behind it, for the sampler.
 
         Args:
             condition, null: of the batch, and its unconditional counterpart.
@@ -90,6 +97,11 @@ class DiffusionMethod(Method[ModelParams]):
             self, build(), batch, schedule, shared, compute, accelerator, seed
         )
 
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the network predicts, in as many channels again, the variance of a DDPM step."""
+        return False
+
     def sampling(self, settings: SampleParams) -> SamplerParams:
-        """Sampler, order, spacing and steps: of section `sample`, or the method's own."""
-        return settings
+        """Sampler, order, spacing, variance and steps: the method's own, or of section `sample`."""
+        return self.sample.sampler or settings

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from vap.diffusion.loss import denoising_loss
 from vap.diffusion.schedule import Schedule
-from vap.methods.base import Batch, Condition, Shapes
+from vap.methods.base import Batch
 from vap.methods.diffusion import DiffusionTrainParams
 from vap.methods.latents import LatentMethod
 from vap.models.dit import DiT
@@ -48,18 +47,16 @@ class DiTTrainParams(DiffusionTrainParams):
 class Method(LatentMethod[DiTParams]):
     """DiT; with `learn_sigma` it is trained with the hybrid loss of improved DDPM.
 
-    Sampling uses the predicted noise alone: every sampler here has variances of its own. Guidance is of all
-    channels, as the authors of VAP-Diffusion have it; DiT's published samples guided the first three of four.
+    Sampling with `sampler: ddpm` and `variance: learned` takes the predicted variance, every other way the
+    noise alone. Guidance is of all channels of the noise, as the authors of VAP-Diffusion have it; DiT's
+    published samples guided the first three of four.
     """
 
     kind = "latents"
     model_params = DiTParams
+    network = DiT
     train_params = DiTTrainParams
     train: DiTTrainParams
-
-    @property
-    def start_from(self) -> Path | None:
-        return None if self.train.start_from is None else Path(self.train.start_from)
 
     def take_over(self, net: nn.Module, weights: Path) -> None:
         """Load weights of the same width, depth and patch.
@@ -85,14 +82,6 @@ class Method(LatentMethod[DiTParams]):
             fix="set model.width, depth, patch and learn_sigma to the file's",
         )
 
-    def build(self, shapes: Shapes) -> nn.Module:
-        return DiT(
-            size=shapes.size,
-            channels=shapes.channels,
-            num_classes=shapes.num_classes,
-            **self.model.model_dump(),
-        )
-
     def loss(self, net: nn.Module, batch: Batch, schedule: Schedule) -> tuple[Tensor, dict[str, Tensor]]:
         """L_simple, plus L_vlb where the variance is learned."""
         found: list[Tensor] = []  # noise, and the variance where it is learned
@@ -108,14 +97,9 @@ class Method(LatentMethod[DiTParams]):
         bound = variational_bound(noise_pred.detach(), place, batch.x0, batch.t, batch.noise, schedule).mean()
         return simple + bound, {"denoising_loss": simple.detach(), "vlb": bound.detach()}
 
-    def predictor(
-        self, net: nn.Module, condition: Condition, null: Condition
-    ) -> Callable[[Tensor, Tensor, bool], Tensor]:
-        def predict(x: Tensor, t: Tensor, unconditional: bool) -> Tensor:
-            label = null.label if unconditional else condition.label
-            return net(x, t, label)[:, : x.shape[1]]  # type: ignore[no-any-return]
-
-        return predict
+    @property
+    def learns_variance(self) -> bool:
+        return self.model.learn_sigma
 
 
 # ── the learned variance ────────────────────────────────────────────────────────────────────────────

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import ClassVar
 
-from vap.methods.base import ModelParams
+from torch import nn
+
+from vap.methods.base import ModelParams, Shapes
 from vap.methods.diffusion import DiffusionMethod
 from vap.prompts.bank import PromptBank
 from vap.stages.common import bank_path, latents_path
@@ -12,7 +15,21 @@ from vap.training.data import LatentData, TrainingData
 
 
 class LatentMethod(DiffusionMethod[ModelParams]):
-    """Latent diffusion, conditioned on the class, and with kind "prompts" on a description too."""
+    """Latent diffusion, conditioned on the class, and with kind "prompts" on a description too.
+
+    Attributes:
+        network: called with size, channels, num_classes and the keys of `method.NAME.model`.
+    """
+
+    network: ClassVar[Callable[..., nn.Module]]
+
+    def build(self, shapes: Shapes) -> nn.Module:
+        return type(self).network(
+            size=shapes.size,
+            channels=shapes.channels,
+            num_classes=shapes.num_classes,
+            **self.model.model_dump(),
+        )
 
     def data(self, dataset: str, text_multiple: int = 1, only: Collection[str] | None = None) -> TrainingData:
         bank = PromptBank(bank_path(dataset)) if self.kind == "prompts" else None

@@ -5,11 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import Field, model_validator
-from torch import Tensor, nn
 
-from vap.diffusion.loss import denoising_loss
-from vap.diffusion.schedule import Schedule
-from vap.methods.base import Batch, Shapes
 from vap.methods.latents import LatentMethod
 from vap.models.ldm import LatentUNet
 from vap.params import PositiveInt, Section
@@ -39,18 +35,5 @@ class LdmParams(Section):
 class Method(LatentMethod[LdmParams]):
     kind = "latents"
     model_params = LdmParams
+    network = LatentUNet
     libraries = ("diffusers",)
-
-    def build(self, shapes: Shapes) -> nn.Module:
-        return LatentUNet(
-            size=shapes.size,
-            channels=shapes.channels,
-            num_classes=shapes.num_classes,
-            **self.model.model_dump(),
-        )
-
-    def loss(self, net: nn.Module, batch: Batch, schedule: Schedule) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = denoising_loss(
-            lambda x, t: net(x, t, batch.condition.label), schedule, batch.x0, batch.t, batch.noise
-        )
-        return loss, {}

@@ -19,8 +19,12 @@ class PixelParams(Section):
 
 
 def pixel_data(
-    method: str, model: PixelParams, dataset: str, only: Collection[str] | None = None
+    method: str, model: PixelParams, flip: bool, dataset: str, only: Collection[str] | None = None
 ) -> ImageData:
-    """The training images of a method, at its size; those with an id of `only`, or all."""
+    """The training images of a method, at its size; those with an id of `only`, or all.
+
+    Args:
+        flip: each is seen mirrored half of the time.
+    """
     place = f"params.yaml: method.{method}.model.image_size"
-    return ImageData(prepared_path(dataset), model.image_size, place, only)
+    return ImageData(prepared_path(dataset), model.image_size, place, flip=flip, only=only)

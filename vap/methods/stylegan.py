@@ -62,6 +62,8 @@ class StyleGANTrainParams(OwnTrainParams):
     ada_kimg: Annotated[float, Field(gt=0)]
     blur_sigma: Annotated[float, Field(ge=0)]
     blur_fade_kimg: Annotated[float, Field(ge=0)]
+    grad_clip: Annotated[float, Field(gt=0)] | None
+    flip: bool
 
 
 class StyleGANSampleParams(OwnSampleParams):
@@ -83,7 +85,7 @@ class Method(OneStepMethod[StyleGANParams]):
         return None
 
     def data(self, dataset: str, text_multiple: int = 1, only: Collection[str] | None = None) -> TrainingData:
-        return pixel_data("stylegan", self.model, dataset, only)
+        return pixel_data("stylegan", self.model, self.train.flip, dataset, only)
 
     def build(self, shapes: Shapes) -> Generator:
         m = self.model

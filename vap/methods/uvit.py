@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import nn
 
-from vap.diffusion.loss import denoising_loss
-from vap.diffusion.schedule import Schedule
-from vap.methods.base import Batch, Shapes
 from vap.methods.diffusion import DiffusionTrainParams
 from vap.methods.latents import LatentMethod
 from vap.models.official import start_from
 from vap.models.uvit import UViT
-from vap.params import Section
+from vap.params import Kind, Section
 
 
 class UViTParams(Section):
@@ -41,28 +38,11 @@ class UViTTrainParams(DiffusionTrainParams):
 
 
 class Method(LatentMethod[UViTParams]):
-    kind = "latents"
-    model_params = UViTParams
-    train_params = UViTTrainParams
+    kind: ClassVar[Kind] = "latents"
+    model_params: ClassVar[type[UViTParams]] = UViTParams
+    train_params: ClassVar[type[UViTTrainParams]] = UViTTrainParams
+    network = UViT
     train: UViTTrainParams
-
-    @property
-    def start_from(self) -> Path | None:
-        return None if self.train.start_from is None else Path(self.train.start_from)
 
     def take_over(self, net: nn.Module, weights: Path) -> None:
         start_from(net, weights)
-
-    def build(self, shapes: Shapes) -> nn.Module:
-        return UViT(
-            size=shapes.size,
-            channels=shapes.channels,
-            num_classes=shapes.num_classes,
-            **self.model.model_dump(),
-        )
-
-    def loss(self, net: nn.Module, batch: Batch, schedule: Schedule) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = denoising_loss(
-            lambda x, t: net(x, t, batch.condition.label), schedule, batch.x0, batch.t, batch.noise
-        )
-        return loss, {}

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from vap.diffusion.loss import denoising_loss
 from vap.diffusion.schedule import Schedule
+from vap.methods import uvit
 from vap.methods.base import Batch, Shapes
-from vap.methods.latents import LatentMethod
-from vap.methods.uvit import UViTParams, UViTTrainParams
-from vap.models.official import start_from
 from vap.models.prototype import feature_variance, prototype_condition
 from vap.models.uvit import UViT
 
 
-class VapModelParams(UViTParams):
+class VapModelParams(uvit.UViTParams):
     pcm: Literal["paper", "released", "none"]
     prototype_tokens: Annotated[int, Field(ge=1)]
     label_token: bool
 
 
-class VapTrainParams(UViTTrainParams):
+class VapTrainParams(uvit.UViTTrainParams):
     alpha: Annotated[float, Field(ge=0)]  # weight of L_recon, Eq. 3
 
 
@@ -71,32 +67,19 @@ class VapNet(nn.Module):
         )
 
 
-class Method(LatentMethod[VapModelParams]):
+class Method(uvit.Method):
     kind = "prompts"
     model_params = VapModelParams
     train_params = VapTrainParams
+    model: VapModelParams
     train: VapTrainParams
-
-    @property
-    def start_from(self) -> Path | None:
-        return None if self.train.start_from is None else Path(self.train.start_from)
-
-    def take_over(self, net: nn.Module, weights: Path) -> None:
-        start_from(net, weights)
 
     def build(self, shapes: Shapes) -> nn.Module:
         return VapNet(self.model, shapes)
 
     def loss(self, net: nn.Module, batch: Batch, schedule: Schedule) -> tuple[Tensor, dict[str, Tensor]]:
         """L_VAP = L_D + alpha L_recon (paper Eq. 3)."""
-        c = batch.condition
-        denoising = denoising_loss(
-            lambda x, t: net(x, t, c.label, c.context, c.mask),
-            schedule,
-            batch.x0,
-            batch.t,
-            batch.noise,
-        )
+        denoising, _ = super().loss(net, batch, schedule)
         inner: Any = getattr(net, "module", net)  # DDP keeps the network under .module
         if inner.recon is None:
             return denoising, {}

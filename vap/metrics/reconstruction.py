@@ -33,9 +33,8 @@ def reconstruction(
     """
     from skimage.metrics import structural_similarity
 
-    splits = np.asarray(prepared.column("split"))
-    rows = np.flatnonzero(splits == "test") if (splits == "test").any() else np.arange(len(splits))
-    rows = rows[:IMAGES]
+    test = prepared.rows_of("test")
+    rows = (test if len(test) else np.arange(len(prepared)))[:IMAGES]
     lpips = _lpips(lpips_path, device) if lpips_path is not None else None
     psnr, ssim, distance = [], [], []
     for start in range(0, len(rows), batch_size):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from vap.artifacts import write_safetensors
 from vap.errors import VapError
 from vap.models.linear import LinearNet
+
+if TYPE_CHECKING:
+    from vap.params import LatentsParams
 
 DETERMINISTIC = -30.0  # log-variance of an encoder that has none
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"  # of a folder, in diffusers' layout
@@ -53,13 +56,17 @@ class Autoencoder(ABC):
         """(B, C, h, w) unscaled latents to (B, 3, H, W), about -1..1."""
         return self.reconstruct(latents)
 
+    def config(self) -> dict[str, Any]:
+        """What `load` needs beside the weights: `_class_name` and its settings, of a diffusers network."""
+        config = json.loads(self.net.to_json_string())  # type: ignore[operator]
+        config.pop("_name_or_path", None)  # where it was loaded from is not what it is
+        return dict(config)
+
     def save(self, folder: Path) -> None:
         """Write the network in diffusers' layout (config.json and safetensors)."""
-        self.net.save_pretrained(folder)  # type: ignore[operator]
-        file = folder / CONFIG
-        config = json.loads(file.read_text())
-        config.pop("_name_or_path", None)  # where it was loaded from is not what it is
-        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG).write_text(json.dumps(self.config(), indent=2, sort_keys=True) + "\n")
+        write_safetensors(folder / WEIGHTS, self.net.state_dict())
 
 
 class KL(Autoencoder):
@@ -141,12 +148,8 @@ class Linear(Autoencoder):
     def decoder_parameters(self) -> list[nn.Parameter]:
         return list(self.net.decoder.parameters())
 
-    def save(self, folder: Path) -> None:
-        """Write it under the names that diffusers' networks have."""
-        folder.mkdir(parents=True, exist_ok=True)
-        config = {"_class_name": LINEAR, "latent_channels": self.latent_channels, "patch": self.factor}
-        (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        write_safetensors(folder / WEIGHTS, self.net.state_dict())
+    def config(self) -> dict[str, Any]:
+        return {"_class_name": LINEAR, "latent_channels": self.latent_channels, "patch": self.factor}
 
 
 def _certain(mean: Tensor) -> Tensor:
@@ -157,19 +160,21 @@ def _certain(mean: Tensor) -> Tensor:
 # ── loading ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def load(folder: Path) -> Autoencoder:
-    """An autoencoder that `save` wrote, or any of diffusers' AutoencoderKL or AutoencoderTiny folder.
+def load(folder: Path, fix: str = "run the latents stage") -> Autoencoder:
+    """An autoencoder that `save` wrote, diffusers' AutoencoderKL or AutoencoderTiny, or TAESD's two files.
+
+    Args:
+        fix: what to do about a folder that does not fit.
 
     Raises:
         VapError: the folder is absent or holds no such network.
     """
     expected = "a folder of diffusers' AutoencoderKL or AutoencoderTiny, or TAESD's two safetensors files"
-    fix = "correct params.yaml: latents.path"
     if not folder.is_dir():
         raise VapError(folder, "no such folder", expected, fix)
     try:
         if (folder / "taesd_encoder.safetensors").is_file() and not (folder / CONFIG).is_file():
-            return Tiny(_taesd(folder))
+            return Tiny(_taesd(folder, fix))
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         name = config["_class_name"]
         if name == LINEAR:
@@ -197,7 +202,7 @@ def _pretrained(cls: Any, folder: Path) -> Any:
     return net
 
 
-def _taesd(folder: Path) -> Any:
+def _taesd(folder: Path, fix: str) -> Any:
     """diffusers' AutoencoderTiny with the weights of TAESD's own two files.
 
     TAESD numbers the layers of one Sequential each; diffusers keeps the same Sequential under
@@ -210,7 +215,7 @@ def _taesd(folder: Path) -> Any:
     for part, shift in (("encoder", 0), ("decoder", 1)):
         file = folder / f"taesd_{part}.safetensors"
         if not file.is_file():
-            raise VapError(file, "no such file", "TAESD's weights", "correct params.yaml: latents.path")
+            raise VapError(file, "no such file", "TAESD's weights", fix)
         try:
             tensors = load_file(file)
         except SafetensorError as error:
@@ -224,6 +229,18 @@ def _taesd(folder: Path) -> Any:
         raise ValueError("taesd_*.safetensors do not hold TAESD's tensors")
     net.load_state_dict(state)
     return net
+
+
+def unfitted(settings: LatentsParams, size: int) -> Autoencoder:
+    """The autoencoder that `latents.autoencoder` asks to be made here, before it has learned.
+
+    Args:
+        size: the images' side.
+    """
+    if settings.autoencoder == "linear":
+        return Linear(LinearNet(settings.linear.patch, settings.linear.latent_channels))
+    own = settings.train
+    return small_kl(size, own.patch, own.channels, own.latent_channels)
 
 
 def small_kl(image_size: int, patch: int, channels: list[int], latent_channels: int) -> KL:

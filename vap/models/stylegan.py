@@ -335,7 +335,8 @@ class Generator(nn.Module):
         Returns:
             (B, D).
         """
-        w: Tensor = self.z_to_w(z, label)
+        with torch.autocast(z.device.type, enabled=False):
+            w: Tensor = self.z_to_w(z.float(), label)
         if update_ema:
             self.w_avg.lerp_(w.detach().mean(0), 1 - self.w_avg_beta)
         return w if truncation_psi == 1 else self.w_avg.lerp(w, truncation_psi)

@@ -85,6 +85,9 @@ class Block(nn.Module):
         return self.skip(self.blur_skip(x)) + self.conv1(self.blur(self.conv0(x)))  # type: ignore[no-any-return]
 
 
+HALF_LEVELS = 4  # blocks, from the largest maps down, as the original's num_fp16_res
+
+
 def minibatch_deviation(x: Tensor, group_size: int) -> Tensor:
     """Append the standard deviation within an image's group, averaged over the group's values, as a channel.
 
@@ -108,6 +111,8 @@ def minibatch_deviation(x: Tensor, group_size: int) -> Tensor:
 
 class Discriminator(nn.Module):
     """An image and its class to a logit: real above 0.
+
+    Under autocast the first HALF_LEVELS blocks take part, the others and all that follows are float32.
 
     Args:
         size: side of the images, a power of two, 8 or more.
@@ -159,9 +164,15 @@ class Discriminator(nn.Module):
         Returns:
             (B,) logits.
         """
-        x = self.blocks(self.from_rgb(images.permute(0, 2, 3, 1)))  # (B, 4, 4, C)
-        x = self.conv(minibatch_deviation(x, self.group_size))
-        x = self.out(self.dense(x.permute(0, 3, 1, 2).flatten(1)))  # (B, M)
-        if self.class_to_map is None:
-            return x.squeeze(1)  # type: ignore[no-any-return]
-        return (x * self.class_to_map(None, label)).sum(1) / math.sqrt(self.cmap_dim)  # type: ignore[no-any-return]
+        x = self.from_rgb(images.permute(0, 2, 3, 1))
+        for block in self.blocks[:HALF_LEVELS]:
+            x = block(x)
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(self.out.weight.dtype)
+            for block in self.blocks[HALF_LEVELS:]:
+                x = block(x)  # (B, 4, 4, C) at last
+            x = self.conv(minibatch_deviation(x, self.group_size))
+            x = self.out(self.dense(x.permute(0, 3, 1, 2).flatten(1)))  # (B, M)
+            if self.class_to_map is None:
+                return x.squeeze(1)  # type: ignore[no-any-return]
+            return (x * self.class_to_map(None, label)).sum(1) / math.sqrt(self.cmap_dim)  # type: ignore[no-any-return]

@@ -32,6 +32,12 @@ from vap.stages.common import bank_path
 
 CONDITIONS = "seen, unseen, unseen-DATASET, other, shuffled or texts-NAME"
 SPLIT = {"seen": "train", "unseen": "test"}  # condition to the split whose descriptions are drawn
+STREAM = 11  # of random numbers, beside the run's seed
+
+
+def rng_of(seed: int, index: int) -> np.random.Generator:
+    """What chooses the description of sample `index`."""
+    return np.random.default_rng([seed, STREAM, index])
 
 
 class Draws(TokenSource, Protocol):

@@ -88,6 +88,7 @@ def run(params: Params, dataset: str, classifier: str, ratio: str, source: str) 
             own,
             settings,
             work,
+            section=f"downstream.classifier.{classifier}",
             seed=params.seed,
             device=device,
             label=label,

@@ -37,6 +37,11 @@ def autoencoder_path(dataset: str) -> Path:
     return Path("data/autoencoders") / dataset
 
 
+def latents_log_path(dataset: str, part: str) -> Path:
+    """Where the live curves of an autoencoder's training stand; no artefact."""
+    return Path("logs/latents") / f"{dataset}-{part}"
+
+
 def model_path(dataset: str, method: str) -> Path:
     return Path("results/models") / dataset / method
 

@@ -23,7 +23,7 @@ SPLITS = ("train", "test")
 
 
 def run(params: Params, dataset: str, method: str, condition: str) -> Path:
-    """Write results/metrics/{dataset}/{method}-{condition}.json; docs/metrics.md lists its keys.
+    """Write `metrics_path`, whose keys docs/metrics.md lists.
 
     The first evaluate.n samples are measured against as many images of the split
     evaluate.reference, drawn by seed, or against all of them where there are fewer (`n_reference`
@@ -149,7 +149,7 @@ def split_rows(prepared: ArrowFile, split: str, n: int, seed: int) -> list[int]:
 
     The same for every method and condition of a dataset.
     """
-    rows = np.flatnonzero(np.asarray(prepared.column("split")) == split)
+    rows = prepared.rows_of(split)
     if len(rows) > n:
         rows = np.random.default_rng(seed).choice(rows, n, replace=False)
     return sorted(int(row) for row in rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vap.artifacts import ArrowFile, atomic
-from vap.datasets.images import PNG_LEVEL, Pixels, decode
+from vap.datasets.images import Pixels, decode, encode_image
 from vap.params import Params
 from vap.stages.common import prepared_path, samples_path
 
@@ -41,16 +40,13 @@ def run(params: Params, dataset: str) -> Path:
     prepared = ArrowFile(prepared_path(dataset), "prepared")
     classes: list[str] = prepared.metadata["classes"]
     columns = [classes[i % len(classes)] for i in range(settings.columns)]
-    train = np.asarray(prepared.column("split")) == "train"
-    rows = [_row("real", prepared, np.flatnonzero(train), columns)]
+    rows = [_row("real", prepared, prepared.rows_of("train"), columns)]
     for method in params.methods:
         samples = ArrowFile(samples_path(dataset, method, "seen"), "samples")
         rows.append(_row(method, samples, np.arange(len(samples)), columns))
     page = _draw(rows, columns, params.prepare.image_size * settings.zoom)
-    buffer = io.BytesIO()
-    page.save(buffer, "PNG", compress_level=PNG_LEVEL)
     with atomic(figure_path(dataset)) as part:
-        part.write_bytes(buffer.getvalue())
+        part.write_bytes(encode_image(page))
     return figure_path(dataset)
 
 

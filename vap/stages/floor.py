@@ -104,7 +104,7 @@ def run(params: Params, dataset: str) -> Path:
 
 def _others(prepared: ArrowFile, rows: list[int], n: int, seed: int) -> list[int]:
     """Up to n training rows that are not among `rows`, drawn by seed, in the file's order."""
-    train = np.flatnonzero(np.asarray(prepared.column("split")) == "train")
+    train = prepared.rows_of("train")
     rest = np.setdiff1d(train, rows)
     drawn = np.random.default_rng([seed, 33]).permutation(rest)[:n]
     return sorted(int(row) for row in drawn)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,23 +22,33 @@ from vap.artifacts import (
     work_folder,
     write_json,
 )
-from vap.datasets.images import decode
 from vap.errors import VapError
 from vap.metrics.reconstruction import reconstruction
 from vap.models import autoencoder, linear
-from vap.models.autoencoder import Autoencoder, Linear
-from vap.models.linear import LinearNet
-from vap.params import AutoencoderTrainParams, FinetuneParams, LinearParams, Params
+from vap.models.autoencoder import KL, Autoencoder, Linear
+from vap.params import LatentsParams, Params
 from vap.stages.common import (
     autoencoder_path,
+    latents_log_path,
     latents_path,
     prepared_path,
     set_up_torch,
-    to_tensor,
 )
-from vap.training.fit import fit
-from vap.training.seeds import step_generator
+from vap.training.autoencoder import (
+    AutoencoderLearner,
+    DecoderLearner,
+    FitParams,
+    WholeLearner,
+    images_at,
+)
+from vap.training.loop import train
+from vap.training.watch import Watch
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+LOG_EVERY = 10  # steps
+CHECKPOINT_EVERY = 500  # steps
 SCALE_IMAGES = 512  # training images that the latent scale is measured on
 
 
@@ -54,39 +64,63 @@ def run(params: Params, dataset: str) -> Path:
     device = set_up_torch(params.compute)
     prepared = ArrowFile(prepared_path(dataset), "prepared")
     settings = params.latents
-    inputs = {"prepared": prepared.path}
-    if settings.path is not None and settings.pretrained:
-        inputs["weights"] = Path(settings.path)
-        autoencoder.load(Path(settings.path))  # says what is wrong before it is hashed
-    diffusers = ("diffusers",) if settings.autoencoder != "linear" else ()
+    inputs, size = {"prepared": prepared.path}, params.prepare.image_size
+    ae = _network(settings, size, params.seed)  # says what is wrong with weights before they are hashed
+    if settings.pretrained:
+        inputs["weights"] = Path(str(settings.path))
+    learns = settings.autoencoder == "train" or settings.finetune_decoder is not None
     record = provenance(
         "latents",
         (dataset,),
         params={"seed": params.seed, "latents": settings.model_dump()},
         inputs=inputs,
-        libraries=(*diffusers, "numpy", "pyarrow", "torch"),
+        libraries=(*(("accelerate",) if learns else ()), *ae.libraries, "numpy", "pyarrow", "torch"),
     )
-    size = params.prepare.image_size
 
-    if settings.pretrained:
-        ae = autoencoder.load(Path(inputs["weights"]))
-    elif settings.autoencoder == "linear":
-        ae = _fit_linear(prepared, settings.linear, size, params.seed, settings.batch_size)
-    else:
-        ae = _train(prepared, settings.train, size, params.seed, record, device)
-    _check_side(size, ae.factor)
+    def learn(
+        part: str, section: str, own: FitParams, learner_of: Callable[[Accelerator], AutoencoderLearner]
+    ) -> None:
+        """A finished training is kept until the stage ends."""
+        with work_folder(_part_record(record, part), keep=True) as work:
+            train(
+                learner_of,
+                own.steps,
+                own.batch_size,
+                work,
+                section=f"latents.{section}",
+                seed=params.seed,
+                precision="fp32",
+                log_every=LOG_EVERY,
+                checkpoint_every=CHECKPOINT_EVERY,
+                device=str(device),
+                label=f"latents {dataset} {part}",
+                watch=Watch(latents_log_path(dataset, part), device),
+            )
+        ae.net.eval()
+
+    if settings.autoencoder == "linear":
+        assert isinstance(ae, Linear)
+        _fit_linear(ae, prepared, settings, params.seed)
+    elif settings.autoencoder == "train":
+        assert isinstance(ae, KL)
+        small, own = ae, settings.train
+        learn(
+            "autoencoder",
+            "train",
+            own,
+            lambda a: WholeLearner(small, prepared, own, own.kl_weight, a, params.seed),
+        )
     ae.net.to(device)
 
-    def moments(rows: range) -> np.ndarray:
-        images = [decode(prepared.value("image", row)) for row in rows]
-        return ae.moments(to_tensor(images).to(device)).float().cpu().numpy()
+    def moments(rows: npt.NDArray[np.int64]) -> np.ndarray:
+        return ae.moments(images_at(prepared, rows).to(device)).float().cpu().numpy()
 
     C, side = ae.latent_channels, size // ae.factor
     scale = settings.scale or _measure_scale(prepared, moments, params.seed, settings.batch_size)
 
     def make_part(rows: range) -> pa.RecordBatch:
         parts = [
-            moments(range(start, min(start + settings.batch_size, rows.stop)))
+            moments(np.arange(start, min(start + settings.batch_size, rows.stop)))
             for start in range(rows.start, rows.stop, settings.batch_size)
         ]
         flat = np.concatenate(parts).reshape(len(rows), -1)
@@ -110,8 +144,13 @@ def run(params: Params, dataset: str) -> Path:
     build_arrow(latents_path(dataset), "latents", len(prepared), make_part, record, metadata=metadata)
     latents = ArrowFile(latents_path(dataset), "latents")
     measured = {"before": reconstruction(ae, prepared, settings.lpips_path, settings.batch_size, device)}
-    if settings.finetune_decoder is not None:
-        _finetune(ae, prepared, latents, settings.finetune_decoder, params.seed, record, device)
+    if (further := settings.finetune_decoder) is not None:
+        learn(
+            "decoder",
+            "finetune_decoder",
+            further,
+            lambda a: DecoderLearner(ae, prepared, latents, further, a, params.seed),
+        )
         measured["after"] = reconstruction(ae, prepared, settings.lpips_path, settings.batch_size, device)
     with atomic(autoencoder_path(dataset)) as part:
         ae.save(part)
@@ -129,7 +168,7 @@ def _part_record(record: Mapping[str, Any], part: str) -> dict[str, Any]:
 
 def _measure_scale(prepared: ArrowFile, moments: Any, seed: int, batch_size: int) -> float:
     """1 / std of latents that are sampled for some training images (Rombach et al., 2022, appendix G)."""
-    chosen = np.sort(np.random.default_rng([seed, 1]).permutation(_training_rows(prepared))[:SCALE_IMAGES])
+    chosen = np.sort(np.random.default_rng([seed, 1]).permutation(prepared.rows_of("train"))[:SCALE_IMAGES])
     rng = np.random.default_rng([seed, 2])
     total = total_sq = count = 0.0
     for start in range(0, len(chosen), batch_size):
@@ -141,88 +180,35 @@ def _measure_scale(prepared: ArrowFile, moments: Any, seed: int, batch_size: int
     return 1 / math.sqrt(total_sq / count - (total / count) ** 2)
 
 
-def _check_side(size: int, factor: int) -> None:
-    if size % factor:
+def _network(settings: LatentsParams, size: int, seed: int) -> Autoencoder:
+    """The autoencoder, before it learns what it has to learn here.
+
+    Args:
+        size: the images' side.
+    """
+    if settings.pretrained:
+        ae = autoencoder.load(Path(str(settings.path)), "correct params.yaml: latents.path")
+    else:
+        torch.manual_seed(seed)
+        ae = autoencoder.unfitted(settings, size)
+    if size % ae.factor:
         raise VapError(
             "params.yaml: prepare.image_size",
             str(size),
-            f"a multiple of {factor}, the autoencoder's down-sampling",
+            f"a multiple of {ae.factor}, the autoencoder's down-sampling",
             "change it, or the autoencoder",
         )
-
-
-def _fit_linear(
-    prepared: ArrowFile, settings: LinearParams, size: int, seed: int, batch_size: int
-) -> Autoencoder:
-    """Fit the linear autoencoder to training images, drawn by seed where not all are taken."""
-    _check_side(size, settings.patch)
-    rows = _training_rows(prepared)
-    if settings.images is not None:
-        rows = np.sort(np.random.default_rng([seed, 4]).permutation(rows)[: settings.images])
-
-    def batches() -> Iterator[Tensor]:
-        for start in range(0, len(rows), batch_size):
-            chosen = rows[start : start + batch_size]
-            yield to_tensor([decode(prepared.value("image", int(row))) for row in chosen])
-
-    net = LinearNet(settings.patch, settings.latent_channels)
-    linear.fit(net, batches, settings.noise)
-    return Linear(net)
-
-
-def _train(
-    prepared: ArrowFile,
-    settings: AutoencoderTrainParams,
-    size: int,
-    seed: int,
-    record: Mapping[str, Any],
-    device: torch.device,
-) -> Autoencoder:
-    """Train a small AutoencoderKL on the training split; a finished one is kept until the stage ends."""
-    torch.manual_seed(seed)
-    _check_side(size, settings.patch * 2 ** (len(settings.channels) - 1))
-    ae = autoencoder.small_kl(size, settings.patch, settings.channels, settings.latent_channels)
-    rows = _training_rows(prepared)
-
-    def loss(step: int) -> Tensor:
-        chosen = np.random.default_rng([seed, step]).choice(rows, settings.batch_size)
-        images = to_tensor([decode(prepared.value("image", int(row))) for row in chosen])
-        return ae.loss(images.to(device), settings.kl_weight, step_generator(seed, step))
-
-    with work_folder(_part_record(record, "autoencoder"), keep=True) as work:
-        net = ae.net.to(device).train()
-        fit(net, list(net.parameters()), loss, settings, work, f"latents {record['item'][0]} autoencoder")
-    net.eval()
     return ae
 
 
-def _finetune(
-    ae: Autoencoder,
-    prepared: ArrowFile,
-    latents: ArrowFile,
-    settings: FinetuneParams,
-    seed: int,
-    record: Mapping[str, Any],
-    device: torch.device,
-) -> None:
-    """Train f_D further on the training split, f_E as it is: mean |f_D(z) - x|, z drawn from the moments."""
-    rows = _training_rows(prepared)
-    C, h, w = latents.metadata["shape"]
+def _fit_linear(ae: Linear, prepared: ArrowFile, settings: LatentsParams, seed: int) -> None:
+    """Fit the linear autoencoder to training images, drawn by seed where not all are taken."""
+    own, rows = settings.linear, prepared.rows_of("train")
+    if own.images is not None:
+        rows = np.sort(np.random.default_rng([seed, 4]).permutation(rows)[: own.images])
 
-    def loss(step: int) -> Tensor:
-        chosen = np.random.default_rng([seed, 3, step]).choice(rows, settings.batch_size)
-        images = to_tensor([decode(prepared.value("image", int(row))) for row in chosen]).to(device)
-        moments = np.stack([latents.array("moments", int(row)) for row in chosen]).reshape(-1, 2 * C, h, w)
-        mean, logvar = torch.from_numpy(moments).chunk(2, dim=1)
-        noise = torch.randn(mean.shape, generator=step_generator(seed, step))
-        z = (mean + (0.5 * logvar).exp() * noise).to(device)
-        return (ae.reconstruct(z) - images).abs().mean()
+    def batches() -> Iterator[Tensor]:
+        for start in range(0, len(rows), settings.batch_size):
+            yield images_at(prepared, rows[start : start + settings.batch_size])
 
-    with work_folder(_part_record(record, "decoder"), keep=True) as work:
-        ae.net.train()
-        fit(ae.net, ae.decoder_parameters(), loss, settings, work, f"latents {record['item'][0]} decoder")
-    ae.net.eval()
-
-
-def _training_rows(prepared: ArrowFile) -> npt.NDArray[np.int64]:
-    return np.flatnonzero(np.asarray(prepared.column("split")) == "train")
+    linear.fit(ae.net, batches, own.noise)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,19 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vap.artifacts import SCHEMAS, ArrowFile, atomic, build_arrow, provenance, rank_and_world
-from vap.datasets.images import decode, encode, tiled
+from vap.artifacts import SCHEMAS, ArrowFile, build_arrow, provenance, rank_and_world
+from vap.datasets.images import decode, encode, write_grid
 from vap.diffusion.draw import draw
 from vap.diffusion.sampler import noise_of
 from vap.downstream.subset import share_of
-from vap.errors import VapError
-from vap.methods.base import Condition, OneStepMethod, Request, Shapes, trained_method
+from vap.methods.base import Condition, OneStepMethod, Request, Shapes
 from vap.methods.diffusion import DiffusionMethod
+from vap.methods.trained import CONFIG, WEIGHTS, open_model
 from vap.models import autoencoder
 from vap.models.autoencoder import Autoencoder
 from vap.params import Kind, MethodParams, Params, SampleParams, ScheduleParams
 from vap.prompts.bank import PromptBank
-from vap.prompts.draws import Draws, draws_of, parse_condition
+from vap.prompts.draws import Draws, draws_of, parse_condition, rng_of
 from vap.runs import run_of
 from vap.stages.common import (
     autoencoder_path,
@@ -37,10 +35,9 @@ from vap.stages.common import (
     set_up_torch,
     to_images,
 )
-from vap.training.checkpoint import load_weights
 from vap.training.data import condition_of, null_of
 
-PREVIEW, PREVIEW_COLUMNS = 64, 8  # images of the preview, and of a row of it
+PREVIEW = 64  # images
 WITH_DECODER: tuple[Kind, ...] = ("latents", "prompts")
 
 
@@ -62,18 +59,12 @@ class Generator:
         settings: SampleParams,
         compile: bool = False,
     ) -> None:
-        config_file = folder / "config.json"
-        if not config_file.is_file():
-            raise VapError(config_file, "no such file", "a trained model", "run the train stage")
-        self.config: dict[str, Any] = json.loads(config_file.read_text())
-        self.method = trained_method(self.config, methods)
+        self.config, self.method, self.net = open_model(folder, methods)
         self.settings = settings
         self.classes: list[str] = self.config["classes"]
         self.shapes = Shapes(**self.config["shapes"])
         schedule = self.config["schedule"]
         self.schedule = None if schedule is None else ScheduleParams.model_validate(schedule)
-        self.net = self.method.build(self.shapes)
-        load_weights(self.net, folder / "model.safetensors")
         self.net.to(device).eval()
         if compile:
             self.net.compile()  # type: ignore[no-untyped-call]
@@ -165,11 +156,11 @@ def run(params: Params, dataset: str, name: str, condition: str) -> Path:
     device = set_up_torch(params.compute)
     settings, model = params.sample, model_path(dataset, name)
     generator = Generator(model, device, params.method, settings, params.compute.compile)
-    inputs = {"config": model / "config.json", "model": model / "model.safetensors"}
+    inputs = {"config": model / CONFIG, "model": model / WEIGHTS}
     if generator.autoencoder is not None:
         decoder = autoencoder_path(dataset)
-        inputs["autoencoder_config"] = decoder / "config.json"
-        inputs["autoencoder"] = decoder / "diffusion_pytorch_model.safetensors"
+        inputs["autoencoder_config"] = decoder / autoencoder.CONFIG
+        inputs["autoencoder"] = decoder / autoencoder.WEIGHTS
     bank, draws = None, None
     if generator.method.kind == "prompts":
         inputs["prompts"] = bank_path(dataset)
@@ -197,10 +188,7 @@ def run(params: Params, dataset: str, name: str, condition: str) -> Path:
     )
     prompts: list[int] | None = None
     if draws is not None:
-        prompts = [
-            draws.draw(generator.classes[label], np.random.default_rng([seed, 11, i]))
-            for i, label in enumerate(labels)
-        ]
+        prompts = [draws.draw(generator.classes[label], rng_of(seed, i)) for i, label in enumerate(labels)]
 
     def make_part(rows: range) -> pa.RecordBatch:
         chosen = prompts[rows.start : rows.stop] if prompts is not None else None
@@ -248,5 +236,4 @@ def _preview(samples: Path, target: Path) -> None:
     """The first samples as one PNG."""
     file = ArrowFile(samples, "samples")
     images = [decode(file.value("image", row)) for row in range(min(PREVIEW, len(file)))]
-    with atomic(target) as part:
-        part.write_bytes(encode(tiled(images, PREVIEW_COLUMNS)))
+    write_grid(target, images)

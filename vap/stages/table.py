@@ -141,7 +141,11 @@ def row_of(dataset: str, method: str, condition: str) -> Row:
 
 
 def _row_of(metrics: Mapping[str, Any], path: Path) -> Row:
+    wanted = f"{path.parent.name}/{path.stem}"
     try:
+        own = f"{metrics['dataset']}/{metrics['method']}-{metrics['condition']}"
+        if own != wanted:
+            raise VapError(path, f"metrics of {own}", "its own", "evaluate again")
         row = {name: metrics[name] for name in COLUMNS if name in metrics}
         row["seeds"] = metrics["seed"]
         row |= {name: number(metrics[name], 4 if "kid" in name else 3) for name in NUMBERS}

@@ -20,10 +20,11 @@ from vap.artifacts import (
 from vap.downstream.subset import share_of
 from vap.errors import VapError
 from vap.methods.base import Method, Shapes, load_method
+from vap.methods.trained import CONFIG, WEIGHTS
 from vap.params import Params
 from vap.runs import run_of
 from vap.stages.common import model_path, prepared_path, set_up_torch, training_log_path
-from vap.training.engine import train, write_log
+from vap.training.loop import train, write_log
 from vap.training.watch import Watch
 
 if TYPE_CHECKING:
@@ -119,13 +120,16 @@ def run(params: Params, dataset: str, name: str) -> Path:
         def build() -> nn.Module:
             return _build(implementation, shapes, method)
 
-        trained = train(
+        learner, log = train(
             implementation.learner(build, data, params.train, params.compute, seed),
             own.steps,
             own.batch_size,
-            params.train,
             work,
+            section=f"method.{method}.train",
             seed=seed,
+            precision=params.train.precision,
+            log_every=params.train.log_every,
+            checkpoint_every=params.train.checkpoint_every,
             device=str(device),
             label=f"train {dataset} {name}",
             watch=Watch(training_log_path(dataset, name), device, params.compute.preview_every, draw),
@@ -134,9 +138,9 @@ def run(params: Params, dataset: str, name: str) -> Path:
             return model_path(dataset, name)  # the first process writes
         with atomic(model_path(dataset, name)) as part:
             part.mkdir(parents=True)
-            write_safetensors(part / "model.safetensors", trained.weights)
-            write_log(part / "train.csv", trained.log)
-            write_json(part / "config.json", config)
+            write_safetensors(part / WEIGHTS, learner.weights())
+            write_log(part / "train.csv", log)
+            write_json(part / CONFIG, config)
     return model_path(dataset, name)
 
 
@@ -166,8 +170,8 @@ def _preview(
     """
     with atomic(folder) as part:
         part.mkdir(parents=True)
-        write_safetensors(part / "model.safetensors", weights)
-        write_json(part / "config.json", config)
+        write_safetensors(part / WEIGHTS, weights)
+        write_json(part / CONFIG, config)
     picture = target / f"step-{step:08d}.png"
     command = [sys.executable, "-m", "vap", "preview", str(folder), str(picture)]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -23,18 +23,21 @@ def batch_rows(seed: int, step: int, rows: int, batch_size: int) -> npt.NDArray[
     return shuffled(step * batch_size, batch_size, rows, seed)
 
 
+HOLD_ROWS = 1024  # that are in the host's memory at a time, on their way to a device
+
+
 class HeldTexts:
     """A prompt bank's token states on a device, one after another without padding."""
 
     def __init__(self, bank: PromptBank, device: torch.device) -> None:
         states, lengths = [], []
-        for start in range(0, len(bank), 1024):
-            context, mask = bank.collate(range(start, min(start + 1024, len(bank))), bank.native)
-            states.append(context[mask])
+        for start in range(0, len(bank), HOLD_ROWS):
+            context, mask = bank.collate(range(start, min(start + HOLD_ROWS, len(bank))), bank.native)
+            states.append(context[mask].to(device))
             lengths.append(mask.sum(1))
         self.lengths = torch.cat(lengths).numpy()  # tokens of each row
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
-        self.states = torch.cat(states).to(device)  # (all tokens, width)
+        self.states = torch.cat(states)  # (all tokens, width)
 
     def collate(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """As `PromptBank.collate` in its native dtype, on the device."""
@@ -77,8 +80,7 @@ class TrainingData(ABC):
     ) -> None:
         self.file = file
         self.classes: list[str] = file.metadata["classes"] if classes is None else classes
-        splits, labels = file.column("split"), file.column("label")
-        self.rows = np.flatnonzero(np.asarray(splits) == "train")
+        self.rows, labels = file.rows_of("train"), file.column("label")
         if only is not None:
             ids = file.column("id")
             self.rows = np.asarray([row for row in self.rows if ids[row] in only], np.int64)
@@ -191,7 +193,11 @@ class LatentData(TrainingData):
 
     def hold(self, device: torch.device) -> None:
         """Keep all training moments and token states on `device`, so that no step copies them."""
-        self.held = torch.from_numpy(self._moments(self.rows)).to(device)
+        C, H, W = self.shape
+        self.held = torch.empty((len(self.rows), 2 * C, H, W), device=device)
+        for start in range(0, len(self.rows), HOLD_ROWS):  # never all of them in the host's memory
+            rows = self.rows[start : start + HOLD_ROWS]
+            self.held[start : start + len(rows)] = torch.from_numpy(self._moments(rows))
         self.held_texts = HeldTexts(self.bank, device) if self.bank is not None else None
 
     def held_bytes(self) -> int:

@@ -21,15 +21,14 @@ from vap.errors import VapError
 from vap.models.stylegan_augment import AdaptiveProbability, augment
 from vap.params import ComputeParams, TrainParams
 from vap.training import checkpoint
+from vap.training.batch import Movable
 from vap.training.data import TrainingData, batch_rows
 from vap.training.ema import Ema
-from vap.training.engine import Learner
-from vap.training.seeds import step_generator
+from vap.training.loop import Learner
+from vap.training.seeds import DISCRIMINATOR, GENERATOR, REAL, step_generator
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-G, D, REAL = 1, 2, 3  # streams of random numbers: of each network's step, and of the augmented real images
 
 
 class GanTrainParams(Protocol):
@@ -46,10 +45,11 @@ class GanTrainParams(Protocol):
     ada_kimg: float
     blur_sigma: float
     blur_fade_kimg: float
+    grad_clip: float | None
 
 
 @dataclass
-class GanBatch:
+class GanBatch(Movable):
     """Real images with their classes, and what the generator's images of this step are drawn from."""
 
     real: Tensor  # (B, 3, H, W) in -1..1
@@ -60,9 +60,6 @@ class GanBatch:
     def map(self, change: Callable[[Tensor], Tensor]) -> GanBatch:
         return GanBatch(change(self.real), change(self.label), change(self.z), change(self.z_label))
 
-    def to(self, device: torch.device) -> GanBatch:
-        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
-
 
 class GanLearner(Learner[GanBatch]):
     """A generator and its discriminator; the generator's weights are averaged.
@@ -72,6 +69,8 @@ class GanLearner(Learner[GanBatch]):
         discriminator: called as discriminator(images, label); a batch is cut at multiples of `group_size`.
         own: the method's train section.
     """
+
+    remedy = "smaller lr and lr_discriminator, a larger r1_gamma, grad_clip: 1.0, or precision fp32"
 
     def __init__(
         self,
@@ -87,7 +86,7 @@ class GanLearner(Learner[GanBatch]):
         if shared.precision == "fp16":
             fix = "set it to bf16 or fp32"
             raise VapError("params.yaml: train.precision", "fp16", "bf16 or fp32, for two networks", fix)
-        self.data, self.own, self.shared, self.seed = data, own, shared, seed
+        self.data, self.own, self.seed = data, own, seed
         self.accelerator, device = accelerator, accelerator.device
         self.generator = generator.to(device).train()
         self.discriminator = discriminator.to(device).train()
@@ -102,7 +101,14 @@ class GanLearner(Learner[GanBatch]):
         self.ema = Ema(generator, decay, shared.ema_warmup)
         self.ada = AdaptiveProbability(own.ada_target or 0.0, own.ada_kimg)
         self.r1 = 0.0  # of the last step that had it
-        groups = discriminator.group_size
+        groups, several = discriminator.group_size, accelerator.num_processes
+        if several > 1 and own.batch_size % (several * groups):
+            raise VapError(
+                "params.yaml: method.stylegan.train.batch_size",
+                str(own.batch_size),
+                f"a multiple of {several * groups}: whole groups of {groups} in each of {several} processes",
+                "change it, or compute.processes",
+            )
         self.piece = max((compute.micro_batch or own.batch_size) // groups * groups, groups)
         if compute.compile:  # the discriminator is differentiated twice, which compiled code is not
             self.generator.compile()
@@ -125,7 +131,7 @@ class GanLearner(Learner[GanBatch]):
         self._begin("generator")
         for piece, (x, c, share) in self._pieces(batch, 0):
             fake = self._generate(x, c)
-            loss = F.softplus(-self._judge(fake, c, step, G, piece)).mean() * share
+            loss = F.softplus(-self._judge(fake, c, step, GENERATOR, piece)).mean() * share
             loss.backward()  # type: ignore[no-untyped-call]
             _add(logs, loss=loss)
         logs["grad_norm"] = self._finish("generator")
@@ -139,7 +145,7 @@ class GanLearner(Learner[GanBatch]):
                 for buffer, old, new in zip(buffers, before, after, strict=True):  # each piece from the same
                     new += (buffer - old) * share
                     buffer.copy_(old)
-            loss = F.softplus(self._judge(fake, c, step, D, piece)).mean() * share
+            loss = F.softplus(self._judge(fake, c, step, DISCRIMINATOR, piece)).mean() * share
             real, label = batch.real[piece], batch.label[piece]
             logits = self._judge(real, label, step, REAL, piece)
             loss = loss + F.softplus(-logits).mean() * share
@@ -220,7 +226,7 @@ class GanLearner(Learner[GanBatch]):
             flat = self.accelerator.reduce(flat, "mean")
             for p, mean in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
                 p.grad.copy_(mean.reshape(p.shape))
-        limit = math.inf if self.shared.grad_clip is None else self.shared.grad_clip
+        limit = math.inf if self.own.grad_clip is None else self.own.grad_clip
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
         self.optimizers[name].step()
         return norm.detach()

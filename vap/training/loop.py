@@ -1,131 +1,243 @@
-"""How a diffusion method learns: AdamW on its loss, the weights averaged."""
+"""The training loop of every method: resumable at any step, the same bytes each time.
+
+What a step does is a `Learner`'s: of a diffusion method in denoising.py, of an adversarial one in gan.py, of
+an autoencoder in autoencoder.py, of a classifier in vap.downstream.fit.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+import csv
+import json
+import signal
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vap.diffusion.schedule import Schedule
-from vap.methods.base import Batch
-from vap.params import ComputeParams, TrainParams
+from vap.errors import Stopped, VapError
+from vap.progress import Progress
 from vap.training import checkpoint
-from vap.training.ema import Ema
-from vap.training.engine import Learner
-from vap.training.seeds import step_seed
+from vap.training.batch import Movable
+from vap.training.prefetch import prefetched
+from vap.training.watch import Watch, check_health
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from vap.methods.diffusion import DiffusionMethod
+B = TypeVar("B", bound=Movable)
+L = TypeVar("L", bound="Learner[Any]")
+AGREE_EVERY = 10  # steps between the processes' agreements to stop
 
 
-class DiffusionLearner(Learner[Batch]):
-    """One network.
+class Learner(ABC, Generic[B]):
+    """The networks of a run and one step of their training. Step n is the (n + 1)-th: 0, 1, …
 
-    Args:
-        method: gives the loss and its own settings.
-        net: freshly initialised.
-        batch: (step, this process's part) to the batch, a pure function.
-        shared, compute: sections of params.yaml.
-        seed: of what a network with dropout leaves out.
+    Attributes:
+        explodes: a mean squared error in the log beyond which a run is past saving; None for none.
+        scaled: gradients that overflow are an everyday event of a loss scaler.
+        remedy: what to try when a run is past saving.
     """
 
-    explodes = 10.0  # of the predicted noise; predicting zero gives 1
+    explodes: float | None = None
+    scaled: bool = False
+    remedy: str
 
-    def __init__(
-        self,
-        method: DiffusionMethod[Any],
-        net: nn.Module,
-        batch: Callable[[int, slice], Batch],
-        schedule: Schedule,
-        shared: TrainParams,
-        compute: ComputeParams,
-        accelerator: Accelerator,
-        seed: int,
-    ) -> None:
-        self.seed = seed
-        self.method, self.own, self.schedule, self.shared = method, method.train, schedule, shared
-        self.accelerator, self._batch = accelerator, batch
-        self.scaled = accelerator.scaler is not None
-        self.net = net.to(accelerator.device).train()
-        self.names = [name for name, p in net.named_parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            [p for p in net.parameters() if p.requires_grad],
-            lr=self.own.lr,
-            betas=(self.own.betas[0], self.own.betas[1]),
-            weight_decay=self.own.weight_decay,
-            fused=True,
-        )
-        self.ema = Ema(net, self.own.ema_decay, shared.ema_warmup)
-        self.piece = compute.micro_batch or self.own.batch_size
-        self.compile = compute.compile
-        self._wrapped: Any = None
+    @abstractmethod
+    def batch(self, step: int, part: slice) -> B:
+        """This process's part of a step's batch: a pure function, which may run in another thread."""
 
-    def _prepare(self) -> None:
-        """Hand network and optimiser to accelerate, once they have what a checkpoint held."""
-        if self.compile:
-            self.net.compile()  # type: ignore[no-untyped-call]
-        self._wrapped, self.optimizer = self.accelerator.prepare(self.net, self.optimizer)
-        self._wrapped.train()
+    @abstractmethod
+    def step(self, batch: B, step: int) -> dict[str, Tensor]:
+        """Learn from a batch.
 
-    def batch(self, step: int, part: slice) -> Batch:
-        return self._batch(step, part)
+        Returns:
+            detached scalars for the log, `loss` and `grad_norm` among them; of this process.
+        """
 
+    @abstractmethod
     def lr(self, step: int) -> float:
-        return float(self.own.lr * min(1.0, (step + 1) / max(self.own.warmup_steps, 1)))
+        """The learning rate of a step, for the log."""
 
-    def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        if self._wrapped is None:
-            self._prepare()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr(step)
-        torch.manual_seed(step_seed(self.seed, step, self.accelerator.process_index))
-        loss, logs = self._gradients(batch)
-        limit = math.inf if self.shared.grad_clip is None else self.shared.grad_clip
-        norm = torch.as_tensor(self.accelerator.clip_grad_norm_(self.net.parameters(), limit))
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.ema.update(self.net, step + 1)
-        return {"loss": loss, "grad_norm": norm.detach(), **logs}
-
-    def _gradients(self, whole: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and logged scalars of this process's part, its gradients accumulated piece by piece."""
-        total: dict[str, Tensor] = {}
-        pieces = list(whole.pieces(self.piece))
-        for piece in pieces:
-            share = len(piece.x0) / len(whole.x0)
-            last = piece is pieces[-1]
-            alone = contextlib.nullcontext() if last else self.accelerator.no_sync(self._wrapped)
-            with alone:
-                with self.accelerator.autocast():
-                    loss, logs = self.method.loss(self._wrapped, piece, self.schedule)
-                self.accelerator.backward(loss * share)
-            for name, value in {"loss": loss.detach(), **logs}.items():
-                total[name] = total.get(name, 0) + value * share
-        return total.pop("loss"), total
-
+    @abstractmethod
     def parts(self) -> dict[str, dict[str, Tensor]]:
-        return {
-            "model": self.net.state_dict(),
-            "ema": self.ema.state(),
-            "optimizer": checkpoint.optimizer_tensors(self.optimizer, self.names),
-        }
+        """All tensors that the next step needs, by file and name."""
 
+    @abstractmethod
     def state(self) -> dict[str, Any]:
-        scaler = self.accelerator.scaler
-        return {"scaler": scaler.state_dict() if scaler is not None else {}}
+        """All that the next step needs beside tensors, as JSON."""
 
+    @abstractmethod
     def load(self, parts: Mapping[str, dict[str, Tensor]], state: Mapping[str, Any]) -> None:
-        self.net.load_state_dict(parts["model"])
-        self.ema.load(parts["ema"])
-        checkpoint.load_optimizer_tensors(self.optimizer, self.names, parts["optimizer"])
-        if self.accelerator.scaler is not None and state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        """Take over what `parts` and `state` returned."""
 
+    @abstractmethod
     def weights(self) -> dict[str, Tensor]:
-        return self.ema.state()
+        """What the run is for: of a generator the averaged weights, float32."""
+
+
+def make_accelerator(device: str, precision: str) -> Accelerator:
+    """accelerate's view of the machine; of all processes, where several were started together."""
+    from accelerate import Accelerator
+
+    mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
+    return Accelerator(cpu=device == "cpu", mixed_precision=mixed)
+
+
+def train(
+    learner_of: Callable[[Accelerator], L],
+    steps: int,
+    batch_size: int,
+    folder: Path,
+    *,
+    section: str,
+    seed: int,
+    precision: str,
+    log_every: int,
+    checkpoint_every: int,
+    device: str = "auto",
+    label: str = "train",
+    watch: Watch | None = None,
+) -> tuple[L, list[dict[str, float]]]:
+    """Train a method, a classifier or an autoencoder.
+
+    Args:
+        learner_of: called once, right after the seed is set.
+        batch_size: images a step, of all processes together.
+        folder: where checkpoints are kept; an interrupted run goes on from the newest, and the last is the
+            finished run's. A checkpoint holds the learner's tensors and state, the log and the step. Learning
+            rate, draws and data order are functions of the step, so nothing else is needed.
+        section: of params.yaml that has steps and batch_size, for errors.
+        seed: of the initial weights.
+        precision: fp32, bf16 or fp16.
+        log_every, checkpoint_every: steps.
+        watch: gets every row of the log, and the averaged weights for previews.
+
+    Returns:
+        The learner after its last step, and the log: a row every `log_every` steps.
+
+    Raises:
+        VapError: a logged number is no longer finite, or the loss has exploded.
+        Stopped: SIGTERM came; the next run goes on from here.
+    """
+    accelerator = make_accelerator(device, precision)
+    part = _share(accelerator, batch_size, section)
+    torch.manual_seed(seed)
+    learner = learner_of(accelerator)
+    done, log = 0, []
+    if (found := checkpoint.load_newest(folder)) is not None:
+        parts, state = found
+        learner.load(parts, state)
+        done, log = state["step"], state["log"]
+
+    def save() -> None:
+        checkpoint.save(folder, done, learner.parts(), {"log": log, **learner.state()})
+
+    def mean(values: dict[str, Tensor]) -> dict[str, float]:
+        """The means over the processes."""
+        stacked = torch.stack([v.float().to(accelerator.device) for v in values.values()])
+        means = accelerator.reduce(stacked, "mean")
+        return dict(zip(values, means.tolist(), strict=True))
+
+    stop = _SigtermFlag(accelerator)
+    batches = _batches(learner, part, done, steps, accelerator.device)
+    info = ""
+    first = accelerator.is_main_process
+    with stop, contextlib.closing(batches), Progress(label, steps, "step") as progress:
+        if done:
+            progress.skip(done)
+        if watch is not None and first:
+            watch.begin(done)
+        while done < steps:
+            lr = learner.lr(done)
+            values = learner.step(next(batches).to(accelerator.device), done)
+            done += 1
+            stopping = done < steps and stop.agreed(done)
+            saving = stopping or done % checkpoint_every == 0 or done == steps
+            logging = done % log_every == 0 or done == steps
+            if saving or logging:
+                row = mean(values)
+                check_health(learner, label, done, row, folder)
+                if logging:
+                    log.append({"step": done, "lr": lr, **row})
+                    if watch is not None and first:
+                        info = watch.saw(log[-1], batch_size)
+            progress.advance(1, info)
+            if watch is not None and first and watch.wants_preview(done):
+                watch.preview(done, learner.weights())
+            if saving and first:
+                save()
+            if stopping:
+                raise Stopped(f"{label}: stopped at step {done}; the next run goes on from there")
+    return learner, log
+
+
+def _share(accelerator: Accelerator, batch_size: int, section: str) -> slice:
+    """This process's part of a batch."""
+    per_process, rest = divmod(batch_size, accelerator.num_processes)
+    if rest:
+        raise VapError(
+            f"params.yaml: {section}.batch_size",
+            str(batch_size),
+            f"a multiple of the {accelerator.num_processes} processes",
+            "change one of the two",
+        )
+    rank = accelerator.process_index
+    return slice(rank * per_process, (rank + 1) * per_process)
+
+
+def _batches(
+    learner: Learner[B], part: slice, start: int, stop: int, device: torch.device
+) -> Generator[B, None, None]:
+    """The batches of all steps; for a GPU made ahead, in memory that it can copy from by itself."""
+
+    def pinned(step: int) -> B:
+        torch.cuda.set_device(device)  # a thread begins with the first GPU
+        moved: B = learner.batch(step, part).map(
+            lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory()
+        )
+        return moved
+
+    if device.type == "cuda":
+        yield from prefetched(pinned, start, stop)
+    else:
+        for step in range(start, stop):
+            yield learner.batch(step, part)
+
+
+class _SigtermFlag:
+    """Remembers SIGTERM while it is active, instead of dying in the middle of a step."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator, self._raised, self._agreed = accelerator, False, False
+
+    def agreed(self, step: int) -> bool:
+        """Whether to stop after `step`, the same answer in every process."""
+        several = self._accelerator.num_processes > 1
+        if several and step % AGREE_EVERY == 0 and not self._agreed:
+            flag = torch.tensor(float(self._raised), device=self._accelerator.device)
+            self._agreed = bool(self._accelerator.reduce(flag, "sum").item())
+        return self._agreed if several else self._raised
+
+    def __enter__(self) -> None:
+        def remember(*_: object) -> None:
+            print("SIGTERM: saving the state", file=sys.stderr)
+            self._raised = True
+
+        self._old = signal.signal(signal.SIGTERM, remember)
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self._old)
+
+
+def write_log(path: Path, log: list[dict[str, float]]) -> None:
+    """The training curves as CSV, one row every `log_every` steps."""
+    columns = list(dict.fromkeys(key for row in log for key in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: json.dumps(value) for key, value in row.items()} for row in log)

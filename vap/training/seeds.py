@@ -8,6 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+# streams of a step beside that of its batch, which has no number; none is 0, which is the same as no number
+GENERATOR, DISCRIMINATOR, REAL = 1, 2, 3  # what an adversarial step draws
+DROPOUT = 4  # what a network leaves out
+
+SAMPLES = 2**32 - 1  # in the place of a step: the noise that samples begin with
+
 
 def step_seed(seed: int, step: int, *stream: int) -> int:
     """A number of 63 bits for one training step, and for each of its `stream`s another."""

@@ -9,33 +9,37 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from vap.errors import VapError
 
+if TYPE_CHECKING:
+    from vap.training.loop import Learner
+
 
 def check_health(
-    label: str, step: int, row: Mapping[str, float], folder: Path, explodes: float | None, scaled: bool
+    learner: Learner[Any], label: str, step: int, row: Mapping[str, float], folder: Path
 ) -> None:
-    """Stop a run whose loss or gradients are no numbers, or whose loss has exploded.
+    """Stop a run that logs what is no number, or whose loss has exploded.
 
     Args:
-        row: of the log, with `loss`, `grad_norm` and, where it has parts, `denoising_loss`.
+        learner: says which loss is past saving, whether gradients may overflow, and what to try.
+        row: of the log, with `loss` and, where it has parts, `denoising_loss`.
         folder: of the run's checkpoints.
-        explodes: loss beyond which a run is past saving; None for none.
-        scaled: with a loss scaler a gradient that overflows is an everyday event, so it is let pass.
 
     Raises:
         VapError: with the step, the last good checkpoint, and what to try.
     """
     denoising = row.get("denoising_loss", row["loss"])
-    if not math.isfinite(row["loss"]):
-        found = "a loss that is not finite"
-    elif not (scaled or math.isfinite(row["grad_norm"])):
-        found = "gradients that are not finite"
-    elif explodes is not None and denoising > explodes:
+    bad = [name for name, value in row.items() if not math.isfinite(value)]
+    if learner.scaled:
+        bad = [name for name in bad if not name.endswith("grad_norm")]
+    if bad:
+        found = f"a {bad[0]} that is not finite"
+    elif learner.explodes is not None and denoising > learner.explodes:
         found = f"a denoising loss of {denoising:.3g}: it has exploded"
     else:
         return
@@ -43,9 +47,8 @@ def check_health(
     raise VapError(
         f"{label}, step {step}",
         found,
-        "finite numbers" if explodes is None else f"a number below {explodes:g}",
-        "try a smaller lr, a longer warmup_steps, grad_clip: 1.0, or precision bf16 or fp32; last good: "
-        f"{good[-1] if good else 'none'}",
+        "finite numbers" if learner.explodes is None else f"a number below {learner.explodes:g}",
+        f"try {learner.remedy}; last good: {good[-1] if good else 'none'}",
     )
 
 
