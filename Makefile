@@ -39,7 +39,7 @@ format: $(READY) ## reformat the code
 	ruff check --fix .
 	snakefmt --line-length 110 Snakefile workflow
 
-bench: $(READY)  ## all benchmarks, or one: make bench NAME=bank
+bench: $(READY)  ## all benchmarks, or one: make bench NAME=bank_read
 	python -m benchmarks $(NAME)
 
 setup: $(READY)  ## the environment alone

@@ -16,6 +16,8 @@ from vap.warm import hand_over
 if TYPE_CHECKING:
     from vap.params import Params
 
+OLD_PARAMS = Path("params.yaml.old")  # what `vap profile` keeps of settings that are of no profile
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -364,6 +366,12 @@ def profile(
 
         run(source)
         return
+    if PARAMS_FILE.is_file():
+        mine = PARAMS_FILE.read_bytes()
+        if all(mine != (Path("config") / f"{other}.yaml").read_bytes() for other in known):
+            with atomic(OLD_PARAMS) as part:
+                part.write_bytes(mine)
+            print(f"params.yaml was of no profile; it is kept as {OLD_PARAMS}")
     with atomic(PARAMS_FILE) as part:
         shutil.copyfile(source, part)
     print(f"params.yaml is now {source}")
@@ -385,15 +393,14 @@ def main_here() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            expected = "space and permission to write"
+            fix = "free some, then run again: finished parts are kept"
+        elif error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EBUSY):
+            expected, fix = "a path that can be written", "name another, or move what is there"
+        else:
             raise
-        where = error.filename or "disk"
-        problem = VapError(
-            where,
-            error.strerror or "",
-            "space and permission to write",
-            "free some, then run again: finished parts are kept",
-        )
+        problem = VapError(error.filename or "disk", error.strerror or "", expected, fix)
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stopped:

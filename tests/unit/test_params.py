@@ -258,6 +258,8 @@ def test_what_a_user_can_mend_is_one_line_and_status_2(
     [
         (OSError(errno.ENOSPC, "No space left on device", "x.arrow"), 2, "error: x.arrow: found No"),
         (OSError(errno.ENOSPC, "Error writing bytes"), 2, "error: disk: found Error writing bytes"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "out"), 2, "error: out: found Is a directory"),
+        (FileExistsError(errno.EEXIST, "File exists", "results"), 2, "error: results: found File exists"),
         (PermissionError(errno.EACCES, "Permission denied", "data"), 2, "error: data: found Perm"),
         pytest.param(
             KeyboardInterrupt(),
@@ -304,6 +306,18 @@ def test_profile_writes_params_yaml(
     with pytest.raises(SystemExit):
         cli.main()
     assert capsys.readouterr().out.split() == sorted(path.stem for path in PROFILES)
+
+
+def test_profile_keeps_settings_that_are_of_no_profile(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = (PROJECT / "config/demo.yaml").read_text(encoding="utf-8") + "# mine\n"
+    (project / "params.yaml").write_text(own, encoding="utf-8")
+    assert command(monkeypatch, capsys, "profile", "smoke")[0] == 0
+    assert (project / "params.yaml.old").read_text(encoding="utf-8") == own
+    (project / "params.yaml.old").unlink()
+    assert command(monkeypatch, capsys, "profile", "demo")[0] == 0  # smoke's own are in config/
+    assert not (project / "params.yaml.old").exists()
 
 
 def test_names_that_make_one_stage_name_are_refused() -> None:
