@@ -33,7 +33,6 @@ def preview(params: Params, folder: Path, target: Path) -> None:
         bank = PromptBank(bank_path(config["dataset"]))
         share = share_of(config["dataset"], config.get("percent"), params.seed)
         source = draws_of("seen", bank, generator.classes, share=share)
-        draws = [rng_of(params.seed, i) for i in range(n)]
-        prompts = [source.draw(generator.classes[c], rng) for c, rng in zip(labels, draws, strict=True)]
+        prompts = [source.draw(generator.classes[c], rng_of(params.seed, i)) for i, c in enumerate(labels)]
     images = generator.draw(list(range(n)), labels, prompts, bank, params.seed)
     write_grid(target, list(images), COLUMNS)

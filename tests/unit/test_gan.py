@@ -226,7 +226,6 @@ def test_a_discriminator_that_is_no_number_is_not_kept(monkeypatch: pytest.Monke
     monkeypatch.setattr(GanLearner, "_judge", judge)
     with pytest.raises(VapError, match=r"step 6: found a d_loss that is not.*last good: step-00000003"):
         weights()
-    monkeypatch.undo()
 
 
 def test_groups_stay_whole_on_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
