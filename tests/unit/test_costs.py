@@ -42,9 +42,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         target.parent.mkdir(parents=True)
         shutil.copyfile(spec, target)
     monkeypatch.chdir(tmp_path)
-    pipeline.record.cache_clear()
+    pipeline.dvc_stages.cache_clear()
     yield tmp_path
-    pipeline.record.cache_clear()
+    pipeline.dvc_stages.cache_clear()
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_a_stage_without_rule_is_not_known(project: Path, no_counting: None) -> 
     record = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))
     record["stages"]["polish"] = {"cmd": "vap polish ${item.dataset}", "matrix": {"dataset": ["a", "b"]}}
     Path("dvc.yaml").write_text(yaml.safe_dump(record, sort_keys=False))
-    pipeline.record.cache_clear()
+    pipeline.dvc_stages.cache_clear()
     found = [row for row in rows_of("smoke") if row.stage == "polish"]
     assert [row.item for row in found] == ["a", "b"]
     assert all(row.hours is None and "vap polish" in row.notes[0] for row in found)
@@ -97,7 +97,7 @@ def test_a_rule_is_found_by_the_commands_verb(project: Path, no_counting: None) 
         "matrix": {"dataset": "${datasets}", "method": ["vap"], "condition": ["unseen"]},
     }
     Path("dvc.yaml").write_text(yaml.safe_dump(record, sort_keys=False))
-    pipeline.record.cache_clear()
+    pipeline.dvc_stages.cache_clear()
     rows = rows_of("smoke")
     more = next(row for row in rows if row.stage == "draw-more")
     plain = next(row for row in rows if row.stage == "sample-prompts")
