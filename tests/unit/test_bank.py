@@ -53,7 +53,7 @@ class Stub:
         for text in texts:
             n = min(2 + len(text.split()), self.max_tokens)
             tokens = np.arange(n * 3, dtype=np.float32).reshape(n, 3) + len(text) + 0.1
-            found.append(Encoded(tokens, tokens.mean(0)))
+            found.append(Encoded(tokens, tokens.mean(0), 2 + len(text.split())))
         return found
 
 
@@ -192,6 +192,17 @@ def test_the_metadata_says_what_made_the_bank(project: Path) -> None:
     assert metadata["pooled"] == "the mean"
     assert (metadata["width"], metadata["pooled_width"], metadata["dtype"]) == (3, 3, "fp16")
     assert 0 < metadata["error"]["rms"] <= metadata["error"]["max"] < 2**-11 + 1e-6
+
+
+def test_descriptions_that_are_cut_are_told(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = built().metadata
+    assert (whole["cut"], whole["longest"]) == (0, 7)
+    assert "cut" not in capsys.readouterr().err
+    BANK.unlink()
+    metadata = built(encode__max_tokens=4).metadata
+    assert (metadata["cut"], metadata["longest"]) == (2, 7)  # of the texts: not of the images that share one
+    said = capsys.readouterr().err
+    assert "2 of 5 descriptions are longer than encode.max_tokens: 4, the longest has 7 tokens" in said
 
 
 def test_captions_absent_or_foreign_are_one_line(project: Path) -> None:

@@ -42,7 +42,7 @@ class Stub:
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         lengths = [min(len(text.split()), self.max_tokens) for text in texts]
         states = [np.full((n, WIDTH), len(t), np.float32) for n, t in zip(lengths, texts, strict=True)]
-        return [Encoded(s, s.mean(0)) for s in states]
+        return [Encoded(s, s.mean(0), len(t.split())) for s, t in zip(states, texts, strict=True)]
 
 
 @pytest.fixture(autouse=True)
@@ -267,6 +267,14 @@ def test_sentences_are_drawn_evenly_and_encoded_as_the_bank() -> None:
     assert mask.tolist() == [[True, True, False, False], [True] * 4]
     assert context[0, :, 0].tolist() == [7, 7, 0, 0]
     assert context.dtype == torch.float32
+
+
+def test_a_sentence_that_is_cut_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    SentenceDraws([("mole", "as many words as fit in")], PromptBank(BANK))
+    assert capsys.readouterr().err == ""
+    source = SentenceDraws([("mole", "one more word than the bank takes")], PromptBank(BANK))
+    assert "'one more word than the bank takes': found 7 tokens" in capsys.readouterr().err
+    assert len(source.collate([0])[0][0]) == 6
 
 
 def test_another_encoder_than_the_banks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

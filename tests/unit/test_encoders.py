@@ -77,9 +77,13 @@ def test_minilm_lengths(minilm: TextEncoder) -> None:
     assert lengths[1] == 8  # a small round pink les ##ion
     assert lengths[2] == 48
     assert minilm.width == 384
+    whole = [encoded.whole for encoded in minilm.encode(TEXTS)]
+    assert whole[:2] == [2, 8]
+    assert whole[2] > 48
     minilm.max_tokens = 5
     try:
         assert [len(e.tokens) for e in minilm.encode(TEXTS)] == [2, 5, 5, 5]
+        assert [e.whole for e in minilm.encode(TEXTS)] == whole
     finally:
         minilm.max_tokens = 48
 
@@ -158,6 +162,9 @@ def assert_open_clips(name: str, expected: list[tuple[torch.Tensor, torch.Tensor
         assert torch.equal(torch.from_numpy(found.tokens), states)
         assert torch.equal(torch.from_numpy(found.pooled), pooled)
         assert found.pooled.shape == (16,)
+        assert found.whole == len(states)
+    short = load_encoder(name, 5)
+    assert [e.whole for e in short.encode(TEXTS)] == [len(states) for states, _ in expected]
 
 
 def with_positions(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

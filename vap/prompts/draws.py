@@ -13,6 +13,7 @@ A condition is spelled so in the command, in file names and in every record.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -299,7 +300,14 @@ class SentenceDraws:
         self.states: list[Tensor] = []  # (n_tokens, width) float32 each
         for row, (label, sentence) in enumerate(self.sentences):
             self.rows.setdefault(label, []).append(row)
-            exact = torch.from_numpy(encoder.encode([sentence])[0].tokens)  # alone: no batch-mate matters
+            encoded = encoder.encode([sentence])[0]  # alone: no batch-mate matters
+            if encoded.whole > bank.max_tokens:
+                print(
+                    f"{sentence!r}: found {encoded.whole} tokens; the bank has encode.max_tokens: "
+                    f"{bank.max_tokens}, so its end is cut off",
+                    file=sys.stderr,
+                )
+            exact = torch.from_numpy(encoded.tokens)
             self.states.append(unpack(*store(exact, bank.dtype)))
 
     def draw(self, label: str, rng: np.random.Generator) -> int:

@@ -20,10 +20,12 @@ class Encoded:
     Attributes:
         tokens: (n_tokens, width) last hidden states, real tokens only.
         pooled: (pooled_width,) the encoder's own vector of the whole text; TextEncoder.pooled says which.
+        whole: tokens of the description as it is written; more than `max_tokens` where its end was cut.
     """
 
     tokens: npt.NDArray[np.float32]
     pooled: npt.NDArray[np.float32]
+    whole: int
 
 
 class TextEncoder(Protocol):
@@ -123,7 +125,11 @@ class TransformersEncoder:
         with torch.inference_mode():
             states = self.model(**inputs).last_hidden_state.float().cpu()  # (B, S, width)
         lengths = inputs["attention_mask"].sum(1).tolist()
-        return [
-            Encoded(real.numpy(), real.mean(0).numpy())
-            for real in (states[i, :n] for i, n in enumerate(lengths))
-        ]
+        real = [states[i, :n] for i, n in enumerate(lengths)]
+        whole = whole_lengths(self.tokenizer, texts)
+        return [Encoded(s.numpy(), s.mean(0).numpy(), n) for s, n in zip(real, whole, strict=True)]
+
+
+def whole_lengths(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """Tokens of each text, [CLS] and [SEP] among them, if none is cut; `tokenizer` is of transformers."""
+    return [len(ids) for ids in tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]]

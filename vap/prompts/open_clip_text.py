@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vap.errors import VapError
-from vap.prompts.encoders import Encoded
+from vap.prompts.encoders import Encoded, whole_lengths
 from vap.prompts.places import KEY, Place, text_config
 
 TOWER = "text."  # of the checkpoint's keys
@@ -86,7 +86,9 @@ class OpenClipEncoder:
             ids = ids[:, 1:]
         real = (ids != self.tower.config.pad_token_id).cpu()
         states, pooled = states.float().cpu(), pooled.float().cpu()
-        return [Encoded(s[m].numpy(), p.numpy()) for s, m, p in zip(states, real, pooled, strict=True)]
+        whole = whole_lengths(self.tokenizer.tokenizer, [self.tokenizer.clean_fn(text) for text in texts])
+        rows = zip(states, real, pooled, whole, strict=True)
+        return [Encoded(s[m].numpy(), p.numpy(), n) for s, m, p, n in rows]
 
 
 def _tower_weights(file: Path, tower: torch.nn.Module) -> dict[str, Tensor]:

@@ -159,6 +159,8 @@ def show(dataset: str, examples: int = 3, console: Console | None = None) -> Non
         "error of the dtype": f"max {error.get('max')}, rms {error.get('rms')} (relative)",
         "descriptions": f"{len(bank) - 1} distinct, of {len(bank.row_of)} images",
         "without description": f"{metadata.get('undescribed', 0)} images, which get the null prompt",
+        "cut off": f"{metadata.get('cut')} descriptions, at {bank.max_tokens} tokens; "
+        f"the longest has {metadata.get('longest')}",
         "size": f"{size / 1e6:.1f} MB, {size / len(bank) / 1e3:.1f} kB a description",
     }.items():
         facts.add_row(name, value)

@@ -30,7 +30,8 @@ def run(params: Params, dataset: str) -> Path:
     Row 0 also names the images that have no description (t_mix null), which get the null prompt. The texts
     are held in memory, the token states only of one part. The metadata holds `encoder`, `revision` (of its
     weights), `pooled` (what the pooled vector is), `width`, `pooled_width`, `max_tokens`, `dtype`, `error`
-    (of the dtype, measured on all states), `undescribed` (images) and `classes`.
+    (of the dtype, measured on all states), `undescribed` (images), `cut` (texts of more than `max_tokens`,
+    whose end the states do not see), `longest` (tokens of a text before it was cut) and `classes`.
 
     Raises:
         VapError: an image is missing from the captions, or the encoder cannot be loaded.
@@ -65,7 +66,15 @@ def run(params: Params, dataset: str) -> Path:
         return _part(texts[rows.start : rows.stop], encoder, settings)
 
     def metadata(parts: list[Any]) -> dict[str, Any]:
-        error = StateError.of(StateError(**part) for part in parts)
+        error = StateError.of(StateError(**part["error"]) for part in parts)
+        cut, longest = sum(part["cut"] for part in parts), max(part["longest"] for part in parts)
+        if cut:
+            print(
+                f"encode {dataset}: {cut} of {len(texts) - 1} descriptions are longer than "
+                f"encode.max_tokens: {settings.max_tokens}, the longest has {longest} tokens; their ends "
+                "are cut off",
+                file=sys.stderr,
+            )
         return {
             "encoder": settings.encoder,
             "revision": encoder.revision,
@@ -75,6 +84,8 @@ def run(params: Params, dataset: str) -> Path:
             "dtype": settings.dtype,
             "error": {**error.summary(), "of": MEASURE},
             "undescribed": undescribed,
+            "cut": cut,
+            "longest": longest,
             "classes": prepared.metadata["classes"],
         }
 
@@ -92,14 +103,15 @@ def run(params: Params, dataset: str) -> Path:
 
 
 def _part(entries: list[dict[str, Any]], encoder: TextEncoder, settings: EncodeParams) -> pa.RecordBatch:
-    """The bank's rows of some texts; their storage error is in the batch's metadata."""
+    """The bank's rows of some texts; what storing and cutting cost them is in the batch's metadata."""
     packed: list[Packed] = []
-    pooled = []
+    pooled, whole = [], []
     for start in range(0, len(entries), settings.batch_size):
         texts = [entry["text"] for entry in entries[start : start + settings.batch_size]]
         for encoded in encoder.encode(texts):
             packed.append(pack(encoded.tokens, settings.dtype))
             pooled.append(encoded.pooled.astype(np.float16))
+            whole.append(encoded.whole)
     columns: dict[str, Any] = {
         "tokens": [states.data for states in packed],
         "scales": [states.scales for states in packed],
@@ -107,12 +119,14 @@ def _part(entries: list[dict[str, Any]], encoder: TextEncoder, settings: EncodeP
     }
     for name in ("text", "ids", "labels", "splits"):
         columns[name] = [entry[name] for entry in entries]
-    error = StateError.of(states.error for states in packed)
+    told = {
+        "error": asdict(StateError.of(states.error for states in packed)),
+        "cut": sum(tokens > settings.max_tokens for tokens in whole),
+        "longest": max(whole),
+    }
     schema = SCHEMAS["bank"]
     arrays = [pa.array(columns[field.name], field.type) for field in schema]
-    return pa.RecordBatch.from_arrays(
-        arrays, schema=schema.with_metadata({"vap.part": canonical(asdict(error))})
-    )
+    return pa.RecordBatch.from_arrays(arrays, schema=schema.with_metadata({"vap.part": canonical(told)}))
 
 
 def _captions(path: Path) -> Iterator[tuple[str, str | None]]:
