@@ -163,13 +163,13 @@ def test_same_bytes_twice_and_after_an_interruption(monkeypatch: pytest.MonkeyPa
     assert OUT.read_bytes() == first
     OUT.unlink()
     calls: list[str] = []
-    monkeypatch.setattr("vap.datasets.folder.load_file", interrupt_after(10, calls))
+    monkeypatch.setattr("vap.datasets.base.load_file", interrupt_after(10, calls))
     with pytest.raises(KeyboardInterrupt):
         prepare.run(settings(), "own")
     assert not OUT.exists()
     assert leftovers() == []
     again: list[str] = []
-    monkeypatch.setattr("vap.datasets.folder.load_file", interrupt_after(-1, again))
+    monkeypatch.setattr("vap.datasets.base.load_file", interrupt_after(-1, again))
     prepare.run(settings(), "own")
     assert OUT.read_bytes() == first
     assert len(again) == 25 - 8  # two parts of four images were whole
@@ -183,7 +183,7 @@ def test_an_interrupted_run_does_not_go_on_with_another_listing(
 ) -> None:
     root = own()
     with monkeypatch.context() as patch:
-        patch.setattr("vap.datasets.folder.load_file", interrupt_after(10, []))
+        patch.setattr("vap.datasets.base.load_file", interrupt_after(10, []))
         with pytest.raises(KeyboardInterrupt):
             prepare.run(settings(), "own")
     picture(root / "a/000.png", 77, size=(40, 40))
@@ -226,7 +226,7 @@ def test_skip_lists_the_unreadable_images(
     assert "data/raw/own: 2 unreadable images left out" in capsys.readouterr().err
     whole = OUT.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr("vap.datasets.folder.load_file", interrupt_after(20, []))
+        patch.setattr("vap.datasets.base.load_file", interrupt_after(20, []))
         with pytest.raises(KeyboardInterrupt):
             prepare.run(settings(on_error="skip"), "own")
     assert OUT.read_bytes() == whole  # the old artefact stands until the new one is whole
