@@ -26,6 +26,7 @@ from vap.params import Params, parse
 from vap.stages import prepare
 
 OUT = Path("data/prepared/own.arrow")
+LOAD = base.load_file  # before a test replaces it
 
 
 @pytest.fixture(autouse=True)
@@ -144,13 +145,11 @@ def test_isic_artefact(project: Path) -> None:
 
 
 def interrupt_after(n: int, calls: list[str]) -> Callable[[Item], RawImage]:
-    load = base.load_file
-
     def stand_in(item: Item, at_least: int = 0) -> RawImage:
         if len(calls) == n:
             raise KeyboardInterrupt
         calls.append(item.id)
-        return load(item, at_least)
+        return LOAD(item, at_least)
 
     return stand_in
 
