@@ -342,6 +342,18 @@ def cost(
     run(PARAMS_FILE if name is None else Path("config") / f"{name}.yaml", device, json)
 
 
+@app.command("check")
+def check_settings() -> None:
+    """Read params.yaml whole, the methods' own keys too, and say which weights are not there yet."""
+    from vap.check import absent_files, check
+
+    params = _params()
+    check(params)
+    for line in absent_files(params):
+        print(line)
+    print("params.yaml is in order")
+
+
 @app.command()
 def profile(
     name: Annotated[str, typer.Argument(help="A file config/NAME.yaml, or `list`.")],

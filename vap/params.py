@@ -372,7 +372,8 @@ class AblationParams(Section):
     plain: Name
     without: list[Name]
     methods: list[Name]
-    conditions: list[Literal["unseen", "shuffled", "other"]]
+    conditions: list[Literal["unseen", "shuffled"]]
+    across: list[Literal["other"]]
     other: dict[Name, Name]
 
     @model_validator(mode="after")
@@ -474,6 +475,23 @@ class Params(Section):
                 expected = f"some of methods: {', '.join(self.methods)}"
                 fix = "add it to methods, or leave it out"
                 raise VapError(f"{PARAMS_FILE}: downstream.sources", repr(name), expected, fix)
+
+    def other_of(self, dataset: str) -> str:
+        """The dataset whose descriptions `dataset` is drawn from under the condition "other".
+
+        Raises:
+            VapError: ablation.other has no such entry, or it names none of the other datasets.
+        """
+        found = self.ablation.other.get(dataset)
+        others = [name for name in self.datasets if name != dataset]
+        if found not in others:
+            raise VapError(
+                f"{PARAMS_FILE}: ablation.other.{dataset}",
+                "no such key" if found is None else repr(found),
+                f"one of {', '.join(others)}" if others else "a second one among datasets",
+                "correct it, or leave the condition out with ablation.across: []",
+            )
+        return found
 
     def kind(self, method: str) -> Kind:
         """What `method` is trained on."""

@@ -7,6 +7,7 @@ its stage through DVC (vap.record), so that the record is right whichever tool w
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import json
 import operator
@@ -22,10 +23,12 @@ from typing import Any
 import yaml
 
 from vap import warm
+from vap.check import absent_files, check
 from vap.errors import VapError
 from vap.params import Params, parse
 
 MARKS = Path(".snakemake/stale")
+CHECKED = Path(".snakemake/checked")  # the hash of what check_methods has found in order
 
 
 def find_programs() -> None:
@@ -133,6 +136,28 @@ def check_config(config: Mapping[str, Any]) -> None:
             )
 
 
+def check_methods(params: Params) -> None:
+    """Refuse settings that only the methods' modules and the question files can judge.
+
+    These modules import torch, which takes seconds; so what was found in order is remembered.
+
+    Raises:
+        VapError: as vap.check.check.
+    """
+    judged = {"methods", "learns_from", "method", "datasets", "dataset", "ablation", "caption"}
+    digest = hashlib.sha256(params.model_dump_json(include=judged).encode())
+    package = Path(__file__).parent
+    for folder, pattern in (("methods", "*.py"), ("captioning/questions", "*.yaml")):
+        for file in sorted((package / folder).glob(pattern)):
+            digest.update(file.read_bytes())
+    found = digest.hexdigest()
+    if CHECKED.is_file() and CHECKED.read_text() == found:
+        return
+    check(params)
+    CHECKED.parent.mkdir(exist_ok=True)
+    CHECKED.write_text(found)
+
+
 def set_up(config: Mapping[str, Any], *, main_process: bool) -> Params:
     """Check the settings and, in Snakemake's main process, mark the stages that DVC calls stale.
 
@@ -143,11 +168,17 @@ def set_up(config: Mapping[str, Any], *, main_process: bool) -> Params:
     if main_process:
         check_config(config)
         find_programs()
+        check_methods(params)
         mark(stage_names(config), stale_stages())
     return params
 
 
 def warm_up(params: Params, *, local: bool) -> None:
-    """Before the jobs of a run: import their libraries once, where they run on this machine's CPU."""
+    """Before the jobs of a run: say which weights are missing, and import the jobs' libraries once.
+
+    The import is for jobs that run on this machine's CPU.
+    """
+    for line in absent_files(params):
+        print(line, file=sys.stderr)
     if params.compute.warm_start and local and warm.worth_it(params.compute.device):
         warm.start()

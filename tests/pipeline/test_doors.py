@@ -66,6 +66,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> Project:
             "ablation.without": [],
             "ablation.methods": ["vap"],
             "ablation.conditions": ["unseen"],
+            "ablation.across": [],
             "downstream.classifiers": ["densenet121"],
             "downstream.classifier": {"densenet121": classifiers["densenet121"]},
             "downstream.ratios": ["100"],
@@ -310,6 +311,19 @@ def test_settings_that_only_snakemake_would_see(fresh: Project) -> None:
 def test_an_unknown_setting(fresh: Project) -> None:
     fresh.edit_params({"train.stepz": 5})
     refused(fresh.snakemake(), "params.yaml: train.stepz", "unknown key")
+
+
+def test_a_setting_of_a_method_is_refused_before_anything_runs(fresh: Project) -> None:
+    fresh.edit_params({"method.vap.model.headz": 2})
+    refused(fresh.snakemake(), "params.yaml: method.vap.model.headz", "unknown key")
+
+
+def test_no_other_dataset_to_draw_from(fresh: Project) -> None:
+    fresh.edit_params({"ablation.across": ["other"], "ablation.other": {}})
+    result = fresh.snakemake("results/tables/table2.csv")  # told before any job runs
+    assert result.status != 0
+    assert "params.yaml: ablation.other.phantom-isic2018: found no such key" in result.output
+    assert fresh.calls() == set()
 
 
 def test_no_dvc_folder(fresh: Project) -> None:

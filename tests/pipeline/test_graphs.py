@@ -58,7 +58,7 @@ UNTRACKED = {
 # What a stage's code reads but does not track, and why; `compute` aside.
 ONLY_SHOWN = {("evaluate", "sample.n"): "told in an error message"}
 # What is read for one kind of stage of a command alone.
-ONLY_FOR = {"ablation.other": ("sample-unseen",)}
+ONLY_FOR = {"ablation.other": ("sample-across",)}
 # What is in the command's run name in place of a setting.
 NAMED = {"seed": "-seed"}
 
@@ -338,7 +338,11 @@ def code_deps(stage: Stage) -> set[str]:
     return {dep for dep in stage.deps if dep.startswith("vap/")}
 
 
-ABLATIONS = {"ablation": ["vap_without_pcm"], "unseen": ["vap", "vap_without_pcm"]}
+ABLATIONS = {
+    "ablation": ["vap_without_pcm"],
+    "unseen": ["vap", "vap_without_pcm"],
+    "across": ["vap", "vap_without_pcm"],
+}
 
 
 @cache

@@ -320,6 +320,22 @@ def test_profile_keeps_settings_that_are_of_no_profile(
     assert not (project / "params.yaml.old").exists()
 
 
+@pytest.mark.parametrize(
+    ("other", "found"),
+    [({}, "no such key"), ({"b": "b"}, "'b'"), ({"b": "elsewhere"}, "'elsewhere'")],
+)
+def test_another_dataset_to_draw_from_is_another_one(other: dict[str, str], found: str) -> None:
+    data = demo()
+    data["dataset"] |= dict.fromkeys(("a", "b"), data["dataset"]["phantom-isic2018"])
+    data["datasets"], data["ablation"]["other"] = ["a", "b"], {"a": "b", **other}
+    params = parse(data)  # Table 1 does not ask
+    assert params.other_of("a") == "b"
+    with pytest.raises(
+        VapError, match=rf"ablation\.other\.b: found {found}; expected one of a; .*across: \[\]"
+    ):
+        params.other_of("b")
+
+
 def test_names_that_make_one_stage_name_are_refused() -> None:
     data = demo()
     data["dataset"] |= dict.fromkeys(("a", "a-uvit"), data["dataset"]["phantom-isic2018"])

@@ -22,6 +22,7 @@ from vap.errors import VapError
 from vap.params import (
     Kind,
     MethodParams,
+    Params,
     PositiveInt,
     ScheduleParams,
     Section,
@@ -245,6 +246,23 @@ def load_method(name: str, params: Mapping[str, MethodParams]) -> Method[Any]:
             )
         )
     )
+
+
+def method_of(params: Params, name: str) -> Method[Any]:
+    """The method `name`, its settings checked, and that it learns from what `learns_from` says.
+
+    Raises:
+        VapError: as `load_method`; or it is listed under another kind.
+    """
+    method = load_method(name, params.method)
+    if method.kind != params.kind(name):
+        raise VapError(
+            f"params.yaml: learns_from.{params.kind(name)}: {name}",
+            f"a method that learns from {method.kind}",
+            f"its name under learns_from.{method.kind}",
+            "move it there",
+        )
+    return method
 
 
 def checked(schema: type[BaseModel], data: Any, place: str, fix: str = "edit params.yaml") -> Any:

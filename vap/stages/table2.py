@@ -69,7 +69,7 @@ def run(params: Params) -> Path:
 
 def plan(settings: AblationParams) -> list[tuple[str, str]]:
     """(method, condition) of a dataset's rows."""
-    conditions = ["seen", *settings.conditions]
+    conditions = ["seen", *settings.conditions, *settings.across]
     rows = [(settings.full, condition) for condition in conditions]
     rows.append((settings.plain, NO_DESCRIPTION))
     return rows + [(method, condition) for method in settings.without for condition in conditions]

@@ -19,7 +19,7 @@ from vap.artifacts import (
 )
 from vap.downstream.subset import share_of
 from vap.errors import VapError
-from vap.methods.base import Method, Shapes, load_method
+from vap.methods.base import Method, Shapes, method_of
 from vap.methods.trained import CONFIG, WEIGHTS
 from vap.params import Params
 from vap.runs import run_of
@@ -46,14 +46,7 @@ def run(params: Params, dataset: str, name: str) -> Path:
     wanted = run_of(params, name)
     method, seed = wanted.method, wanted.seed
     device = set_up_torch(params.compute)
-    implementation = load_method(method, params.method)
-    if implementation.kind != params.kind(method):
-        raise VapError(
-            f"params.yaml: learns_from.{params.kind(method)}: {method}",
-            f"a method that learns from {implementation.kind}",
-            f"its name under learns_from.{implementation.kind}",
-            "move it there",
-        )
+    implementation = method_of(params, method)
     even = TEXT_MULTIPLE if device.type == "cuda" or params.compute.compile else 1
     only = share_of(dataset, wanted.percent, params.seed)
     data = implementation.data(dataset, even, only)

@@ -15,7 +15,7 @@ rule sample_ablation:
         "logs/sample/{dataset}-{method}-{condition}.log",
     wildcard_constraints:
         method="|".join(ABLATION["methods"]),
-        condition="|".join(["seen", *ABLATION["conditions"]]),
+        condition="|".join(["seen", *CONDITIONS]),
     conda:
         "../../environment.yml"
     resources:
@@ -42,7 +42,7 @@ rule evaluate_ablation:
         "logs/evaluate/{dataset}-{method}-{condition}.log",
     wildcard_constraints:
         method="|".join(ABLATION["methods"]),
-        condition="|".join(["seen", *ABLATION["conditions"]]),
+        condition="|".join(["seen", *CONDITIONS]),
     conda:
         "../../environment.yml"
     resources:
@@ -77,7 +77,7 @@ rule table2:
             "results/ablation/{dataset}/{method}-{condition}.{suffix}",
             dataset=config["datasets"],
             method=ABLATION["methods"],
-            condition=ABLATION["conditions"],
+            condition=CONDITIONS,
             suffix=["arrow", "json", "png"],
         ),
     output:

@@ -99,36 +99,43 @@ onstart:
 
 # ── Table 2 ──
 ABLATION = config["ablation"]
+CONDITIONS = [*ABLATION["conditions"], *ABLATION["across"]]  # beside seen
 
 
-def unseen(name):
-    """DVC's name of an ablation's stage: what a method draws under a condition, or a method that lacks a part."""
-    return lambda w: (
-        f"{name}-ablation@{w.dataset}-{w.method}"
-        if w.condition == "seen"
-        else f"{name}-unseen@{w.dataset}-{w.method}-{w.condition}"
-    )
+def unseen_entry(verb, condition):
+    """The entry of dvc.yaml: of a method that lacks a part, or of what a method draws under a condition."""
+    kind = "ablation" if condition == "seen" else "across" if condition in ABLATION["across"] else "unseen"
+    return f"{verb}-{kind}"
 
 
-def unseen_code(name):
-    def files(w):
-        if w.condition == "seen":
-            return code(f"{name}-ablation", method=w.method)
-        return code(f"{name}-unseen", method=w.method)
+def unseen(verb):
+    """DVC's name of an ablation's stage."""
 
-    return files
+    def name(w):
+        item = "" if w.condition == "seen" else f"-{w.condition}"
+        return f"{unseen_entry(verb, w.condition)}@{w.dataset}-{w.method}{item}"
+
+    return name
+
+
+def unseen_code(verb):
+    return lambda w: code(unseen_entry(verb, w.condition), method=w.method)
 
 
 def banks(wildcards):
-    """The own bank, or under a condition all of them: descriptions may come from another dataset."""
-    if wildcards.condition == "seen":
+    """The own bank; of another dataset's descriptions all of them, since DVC cannot name the other one."""
+    if wildcards.condition not in ABLATION["across"]:
         return ["data/prompts/{dataset}.arrow"]
-    return [f"data/prompts/{dataset}.arrow" for dataset in config["datasets"]]
+    try:
+        PARAMS.other_of(wildcards.dataset)  # before any job runs
+    except VapError as error:
+        raise WorkflowError(str(error)) from None
+    return [f"data/prompts/{name}.arrow" for name in config["datasets"]]
 
 
 def unseen_settings(wildcards):
     keys = ["seed", "sample", f"method.{wildcards.method}.sample"]
-    if wildcards.condition != "seen":
+    if wildcards.condition in ABLATION["across"]:
         keys.append("ablation.other")
     return pipeline.settings(config, *keys)
 
