@@ -10,7 +10,6 @@ here, "?" in the listing, and a note says why.
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -37,22 +36,12 @@ ROOT = Path(__file__).resolve().parent.parent
 def jobs_of(config: Mapping[str, Any]) -> list[Job]:
     """All jobs in the order of dvc.yaml; as many as pipeline.stage_names."""
     jobs = []
-    for stage, entry in pipeline.dvc_stages().items():
-        matrix: Mapping[str, Any] = entry.get("matrix", {})
-        values = [_listed(config, value) for value in matrix.values()]
-        for item in itertools.product(*values):
-            command = str(entry["cmd"])
-            for key, value in zip(matrix, item, strict=True):
-                command = command.replace(f"${{item.{key}}}", value)
-            jobs.append(Job(stage, "-".join(item), tuple(command.split()[1:])))
+    for stage, item in pipeline.stage_items(config):
+        command = str(pipeline.dvc_stages()[stage]["cmd"])
+        for key, value in item.items():
+            command = command.replace(f"${{item.{key}}}", value)
+        jobs.append(Job(stage, "-".join(item.values()), tuple(command.split()[1:])))
     return jobs
-
-
-def _listed(config: Mapping[str, Any], value: Any) -> list[str]:
-    if not isinstance(value, str):
-        return [str(item) for item in value]
-    key = value.removeprefix("${").removesuffix("}")
-    return [str(item) for item in pipeline.settings(config, key)[key]]
 
 
 # ── rates ───────────────────────────────────────────────────────────────────────────────────────────

@@ -16,9 +16,9 @@ class VapError(Exception):
         super().__init__(" ".join(f"{where}: found {found}; expected {expected}; {fix}".split()))
 
 
-def first_line(error: BaseException) -> str:
-    """What an error of a library's says first, at most 200 characters of it."""
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+def in_brief(error: BaseException) -> str:
+    """What an error of a library's says, in one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 class Stopped(Exception):

@@ -15,5 +15,5 @@ def export(dataset: str, method: str, target: Path) -> None:
     Raises:
         VapError: there is no trained model, or the official code cannot hold it.
     """
-    _config, _method, net = open_model(model_path(dataset, method))
+    net = open_model(model_path(dataset, method)).net
     write(net, target)

@@ -203,6 +203,12 @@ class LatentsParams(Section):
         """Whether the weights come from `path`."""
         return self.autoencoder in ("kl", "taesd")
 
+    @property
+    def weights(self) -> Path:
+        """The folder of the weights, where they are `pretrained`."""
+        assert self.path is not None
+        return Path(self.path)
+
     @model_validator(mode="after")
     def _path_where_needed(self) -> LatentsParams:
         if self.pretrained and self.path is None:

@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,17 +106,22 @@ def _value(config: Mapping[str, Any], key: str) -> Any:
     return functools.reduce(operator.getitem, key.split("."), config)
 
 
-def stage_names(config: Mapping[str, Any]) -> list[str]:
-    """All stages of dvc.yaml, "name" or "name@item-item", with the lists of `config` in their matrices."""
-    names = []
+def stage_items(config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
+    """All stages of dvc.yaml, in its order, with their matrix item: (name, key to value)."""
     for stage, entry in dvc_stages().items():
-        matrix = [
-            _value(config, value.removeprefix("${").removesuffix("}"))
-            for value in entry.get("matrix", {}).values()
-        ]
-        items = ["-".join(map(str, item)) for item in itertools.product(*matrix)]
-        names += [f"{stage}@{item}" if item else stage for item in items]
-    return names
+        matrix = {
+            key: _value(config, value.removeprefix("${").removesuffix("}"))
+            if isinstance(value, str)
+            else value
+            for key, value in entry.get("matrix", {}).items()
+        }
+        for item in itertools.product(*matrix.values()):
+            yield stage, dict(zip(matrix, map(str, item), strict=True))
+
+
+def stage_names(config: Mapping[str, Any]) -> list[str]:
+    """The names of these, "name" or "name@item-item", as DVC spells them."""
+    return ["@".join(filter(None, (stage, "-".join(item.values())))) for stage, item in stage_items(config)]
 
 
 def check_config(config: Mapping[str, Any]) -> None:

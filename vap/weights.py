@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vap.errors import VapError, first_line
+from vap.errors import VapError, in_brief
 
 
 def read_tensors(path: Path, expected: str, fix: str, wrappers: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -30,7 +30,7 @@ def read_tensors(path: Path, expected: str, fix: str, wrappers: Sequence[str] = 
             return dict(load_file(path))
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail in any way
-        raise VapError(path, f"no readable weights ({first_line(error)})", expected, fix) from None
+        raise VapError(path, f"no readable weights ({in_brief(error)})", expected, fix) from None
     if isinstance(found, dict):
         found = next((found[key] for key in wrappers if isinstance(found.get(key), dict)), found)
     if not (isinstance(found, dict) and all(isinstance(value, Tensor) for value in found.values())):

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from vap.diffusion.guidance import guided, guided_together
 from vap.methods.base import Condition, Shapes
+from vap.methods.networks import TransformerTrainParams
 from vap.methods.uvit import Method as UViTMethod
-from vap.methods.uvit import UViTParams, UViTTrainParams
+from vap.methods.uvit import UViTParams
 from vap.methods.vap import Method as VapMethod
 from vap.methods.vap import VapModelParams, VapTrainParams
 
@@ -30,7 +31,7 @@ B, CLASSES = 3, 4
 
 
 def uvit() -> tuple[UViTMethod, Condition, Condition]:
-    method = UViTMethod(UViTParams.model_validate(MODEL), UViTTrainParams.model_validate(TRAIN))
+    method = UViTMethod(UViTParams.model_validate(MODEL), TransformerTrainParams.model_validate(TRAIN))
     return method, Condition(torch.tensor([0, 3, 1])), Condition(torch.full((B,), CLASSES))
 
 

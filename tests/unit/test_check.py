@@ -23,7 +23,7 @@ from vap.errors import VapError
         ({"method__vap_without_pcm__train__lr": "fast"}, "method.vap_without_pcm.train.lr: found 'fast'"),
         ({"caption__questions": 99}, "caption.questions: 99: found versions 1"),
         ({"caption__leave_out": ["smell"]}, "caption.leave_out: found 'smell'"),
-        ({"learns_from": {"images": ["uvit"], "prompts": ["vap"]}}, "found a method that learns from latents"),
+        ({"learns_from": {"images": ["uvit"], "prompts": ["vap"]}}, "a method that learns from latents"),
     ],
 )  # fmt: skip
 def test_what_only_a_module_can_judge_is_one_line(changes: dict[str, Any], told: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vap.errors import VapError, first_line
+from vap.errors import VapError, in_brief
 from vap.params import ClassifierParams
 from vap.weights import read_tensors
 
@@ -47,7 +47,7 @@ class Classifier(nn.Module):
             self.net = timm.create_model(settings.model, pretrained=False, num_classes=num_classes, **size)
             self._try(settings.image_size)
         except (AssertionError, RuntimeError, ValueError) as error:
-            found_size = f"{settings.image_size} ({first_line(error)})"
+            found_size = f"{settings.image_size} ({in_brief(error)})"
             expected, fix = f"a size that {settings.model} takes", "take a multiple of 32 of 32 or more"
             raise VapError(f"{where}.image_size", found_size, expected, fix) from None
         config = self.net.pretrained_cfg
@@ -85,7 +85,7 @@ def _load(net: nn.Module, file: Path, heads: str | tuple[str, ...]) -> None:
         if adapt is not None:  # e.g. MaxViT's tables of relative positions, for another size
             weights = adapt(weights, net)
     except Exception as error:  # timm's adapters fail in as many ways as there are networks
-        raise VapError(file, f"weights of another network ({first_line(error)})", expected, fix) from None
+        raise VapError(file, f"weights of another network ({in_brief(error)})", expected, fix) from None
     own = net.state_dict()
     prefixes = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
     head = {key for key in own if key.startswith(prefixes)}

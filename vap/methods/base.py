@@ -139,6 +139,11 @@ class Method(ABC, Generic[ModelParams]):
         self.model, self.train, self.sample = model, train, sample
 
     @property
+    def name(self) -> str:
+        """As params.yaml spells it: that of its module."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @property
     def start_from(self) -> Path | None:
         """Weights to start from, where `train` has a key of that name; None for freshly initialised ones."""
         given = getattr(self.train, "start_from", None)

@@ -6,15 +6,16 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from vap.diffusion.schedule import Schedule
 from vap.methods.base import Batch, Shapes
 from vap.methods.diffusion import DiffusionMethod, DiffusionTrainParams
+from vap.methods.networks import UNetParams
 from vap.methods.pixels import PixelParams, pixel_data
 from vap.models.cbdm import PixelUNet
-from vap.params import PositiveInt, ScheduleParams, TrainParams
+from vap.params import ScheduleParams, TrainParams
 
 if TYPE_CHECKING:
     from vap.training.data import TrainingData
@@ -22,20 +23,10 @@ if TYPE_CHECKING:
 COMMITMENT = 0.25  # weight of the second term of the class-balancing loss (CBDM, Eq. 9: gamma)
 
 
-class CbdmParams(PixelParams):
+class CbdmParams(UNetParams, PixelParams):
     """`method.cbdm.model`."""
 
-    width: Annotated[int, Field(ge=8, multiple_of=8)]
-    multipliers: Annotated[list[PositiveInt], Field(min_length=1)]
-    res_blocks: PositiveInt
-    attention: list[Annotated[int, Field(ge=0)]]
     dropout: Annotated[float, Field(ge=0, lt=1)]
-
-    @model_validator(mode="after")
-    def _levels_exist(self) -> CbdmParams:
-        if unknown := [level for level in self.attention if level >= len(self.multipliers)]:
-            raise ValueError(f"'attention' names level {unknown[0]} of {len(self.multipliers)}, from 0")
-        return self
 
 
 class CbdmTrainParams(DiffusionTrainParams):
@@ -58,7 +49,7 @@ class Method(DiffusionMethod[CbdmParams]):
         return self.train.schedule or shared.schedule
 
     def data(self, dataset: str, text_multiple: int = 1, only: Collection[str] | None = None) -> TrainingData:
-        return pixel_data("cbdm", self.model, self.train.flip, dataset, only)
+        return pixel_data(self.name, self.model, self.train.flip, dataset, only)
 
     def build(self, shapes: Shapes) -> nn.Module:
         return PixelUNet(

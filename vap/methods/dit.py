@@ -8,40 +8,23 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from vap.diffusion.loss import denoising_loss
 from vap.diffusion.schedule import Schedule
 from vap.methods.base import Batch
-from vap.methods.diffusion import DiffusionTrainParams
 from vap.methods.latents import LatentMethod
+from vap.methods.networks import TransformerParams, TransformerTrainParams
 from vap.models.dit import DiT
 from vap.models.official import read, take
-from vap.params import Section
 
 
-class DiTParams(Section):
+class DiTParams(TransformerParams):
     """`method.dit.model`."""
 
     width: Annotated[int, Field(ge=4, multiple_of=4)]
-    depth: Annotated[int, Field(ge=1)]
-    heads: Annotated[int, Field(ge=1)]
-    patch: Annotated[int, Field(ge=1)]
-    mlp_ratio: Annotated[float, Field(gt=0)]
     learn_sigma: bool
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> DiTParams:
-        if self.width % self.heads:
-            raise ValueError(f"'width' {self.width} must be a multiple of 'heads' {self.heads}")
-        return self
-
-
-class DiTTrainParams(DiffusionTrainParams):
-    """`method.dit.train`."""
-
-    start_from: str | None  # official weights, or a model.safetensors of this project
 
 
 class Method(LatentMethod[DiTParams]):
@@ -55,8 +38,8 @@ class Method(LatentMethod[DiTParams]):
     kind = "latents"
     model_params = DiTParams
     network = DiT
-    train_params = DiTTrainParams
-    train: DiTTrainParams
+    train_params = TransformerTrainParams
+    train: TransformerTrainParams
 
     def take_over(self, net: nn.Module, weights: Path) -> None:
         """Load weights of the same width, depth and patch.

@@ -85,7 +85,7 @@ class Method(OneStepMethod[StyleGANParams]):
         return None
 
     def data(self, dataset: str, text_multiple: int = 1, only: Collection[str] | None = None) -> TrainingData:
-        return pixel_data("stylegan", self.model, self.train.flip, dataset, only)
+        return pixel_data(self.name, self.model, self.train.flip, dataset, only)
 
     def build(self, shapes: Shapes) -> Generator:
         m = self.model
@@ -127,7 +127,10 @@ class Method(OneStepMethod[StyleGANParams]):
         def make(accelerator: Accelerator) -> GanLearner:
             generator = build()
             discriminator = self.discriminator(data.shape[1], len(data.classes))
-            return GanLearner(generator, discriminator, data, self.train, shared, compute, accelerator, seed)
+            section = f"method.{self.name}.train"
+            return GanLearner(
+                generator, discriminator, data, self.train, section, shared, compute, accelerator, seed
+            )
 
         return make
 

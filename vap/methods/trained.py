@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -17,10 +17,17 @@ from vap.training.checkpoint import load_weights
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
-def open_model(
-    folder: Path, methods: Mapping[str, MethodParams] | None = None
-) -> tuple[dict[str, Any], Method[Any], nn.Module]:
-    """The configuration, the method and the network, with its averaged weights.
+class Trained(NamedTuple):
+    """What a training has made."""
+
+    config: dict[str, Any]  # of config.json
+    method: Method[Any]
+    shapes: Shapes
+    net: nn.Module  # with its averaged weights
+
+
+def open_model(folder: Path, methods: Mapping[str, MethodParams] | None = None) -> Trained:
+    """Read a trained model.
 
     Args:
         methods: for drawing: section `method` of params.yaml, of which the sample settings are taken.
@@ -38,7 +45,7 @@ def open_model(
         raise VapError(file, f"no configuration ({error!r})", "the train stage's", "train again") from None
     net = method.build(shapes)
     load_weights(net, folder / WEIGHTS)
-    return config, method, net
+    return Trained(config, method, shapes, net)
 
 
 def _method(config: Mapping[str, Any], file: Path, methods: Mapping[str, MethodParams] | None) -> Method[Any]:

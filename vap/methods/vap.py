@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vap.diffusion.schedule import Schedule
 from vap.methods import uvit
 from vap.methods.base import Batch, Shapes
+from vap.methods.networks import TransformerTrainParams
 from vap.models.prototype import feature_variance, prototype_condition
 from vap.models.uvit import UViT
 
@@ -21,7 +22,7 @@ class VapModelParams(uvit.UViTParams):
     label_token: bool
 
 
-class VapTrainParams(uvit.UViTTrainParams):
+class VapTrainParams(TransformerTrainParams):
     alpha: Annotated[float, Field(ge=0)]  # weight of L_recon, Eq. 3
 
 

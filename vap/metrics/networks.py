@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vap.errors import VapError, first_line
+from vap.errors import VapError, in_brief
 from vap.weights import read_tensors
 
 Extractor = Callable[[Tensor], tuple[Tensor, Tensor | None]]
@@ -161,7 +161,7 @@ class Fidelity(nn.Module):
         try:
             self.net = self._net(features, path)
         except RuntimeError as error:
-            found = f"weights of another network ({first_line(error)})"
+            found = f"weights of another network ({in_brief(error)})"
             raise VapError(path, found, f"torch-fidelity's {features}", FIXES[features]) from None
 
     @staticmethod
@@ -210,7 +210,7 @@ class Timm(nn.Module):
             fix = "see timm.list_models()"
             raise VapError(
                 f"params.yaml: evaluate: timm:{name}",
-                first_line(error),
+                in_brief(error),
                 "a network of timm",
                 fix,
             ) from None
@@ -223,7 +223,7 @@ class Timm(nn.Module):
         try:
             net.load_state_dict(state)
         except RuntimeError as error:
-            found = f"weights of another network ({first_line(error)})"
+            found = f"weights of another network ({in_brief(error)})"
             raise VapError(path, found, f"timm's {name}", "name the network of these weights") from None
         self.net = net.eval().requires_grad_(False)
         config = timm.data.resolve_data_config({}, model=net)

@@ -9,7 +9,7 @@ import torch
 
 from vap.artifacts import ArrowFile
 from vap.datasets.images import decode
-from vap.errors import VapError
+from vap.errors import VapError, in_brief
 from vap.models.autoencoder import Autoencoder
 from vap.stages.common import to_images, to_tensor
 
@@ -65,10 +65,9 @@ def _lpips(folder: str, device: torch.device) -> torch.nn.Module:
         try:
             torch.load(file, map_location="meta", weights_only=True)  # torch.hub would unpickle anything
         except Exception as error:  # a damaged pickle can fail in any way
-            problem = " ".join(str(error).split())[:200]
             raise VapError(
                 f"params.yaml: latents.lpips_path: {file}",
-                f"no loadable weights ({problem})",
+                f"no loadable weights ({in_brief(error)})",
                 f"a folder as torch.hub keeps it, with checkpoints/{' and checkpoints/'.join(LPIPS_FILES)}",
                 "put the files there, or set null",
             ) from None

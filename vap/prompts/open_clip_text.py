@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vap.errors import VapError
+from vap.errors import VapError, in_brief
 from vap.prompts.encoders import Encoded, whole_lengths
 from vap.prompts.places import KEY, Place, text_config
 
@@ -60,10 +60,9 @@ class OpenClipEncoder:
             SafetensorError,
             pickle.UnpicklingError,
         ) as error:
-            problem = " ".join(str(error).split())[:300]
             raise VapError(
                 place.folder,
-                f"no loadable open_clip model ({type(error).__name__}: {problem})",
+                f"no loadable open_clip model ({type(error).__name__}: {in_brief(error)})",
                 "open_clip_config.json, config.json, tokenizer and weights of one model",
                 "fetch the files again",
             ) from None

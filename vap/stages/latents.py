@@ -67,7 +67,7 @@ def run(params: Params, dataset: str) -> Path:
     inputs, size = {"prepared": prepared.path}, params.prepare.image_size
     ae = _network(settings, size, params.seed)  # says what is wrong with weights before they are hashed
     if settings.pretrained:
-        inputs["weights"] = Path(str(settings.path))
+        inputs["weights"] = settings.weights
     learns = settings.autoencoder == "train" or settings.finetune_decoder is not None
     record = provenance(
         "latents",
@@ -187,7 +187,7 @@ def _network(settings: LatentsParams, size: int, seed: int) -> Autoencoder:
         size: the images' side.
     """
     if settings.pretrained:
-        ae = autoencoder.load(Path(str(settings.path)), "correct params.yaml: latents.path")
+        ae = autoencoder.load(settings.weights, "correct params.yaml: latents.path")
     else:
         torch.manual_seed(seed)
         ae = autoencoder.unfitted(settings, size)

@@ -16,7 +16,7 @@ from vap.datasets.images import decode, encode, write_grid
 from vap.diffusion.draw import draw
 from vap.diffusion.sampler import noise_of
 from vap.downstream.subset import share_of
-from vap.methods.base import Condition, OneStepMethod, Request, Shapes
+from vap.methods.base import Condition, OneStepMethod, Request
 from vap.methods.diffusion import DiffusionMethod
 from vap.methods.trained import CONFIG, WEIGHTS, open_model
 from vap.models import autoencoder
@@ -59,10 +59,9 @@ class Generator:
         settings: SampleParams,
         compile: bool = False,
     ) -> None:
-        self.config, self.method, self.net = open_model(folder, methods)
+        self.config, self.method, self.shapes, self.net = open_model(folder, methods)
         self.settings = settings
         self.classes: list[str] = self.config["classes"]
-        self.shapes = Shapes(**self.config["shapes"])
         schedule = self.config["schedule"]
         self.schedule = None if schedule is None else ScheduleParams.model_validate(schedule)
         self.net.to(device).eval()

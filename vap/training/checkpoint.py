@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vap.artifacts import atomic, file_sha256, write_safetensors
-from vap.errors import VapError
+from vap.errors import VapError, in_brief
 
 KEEP = 2  # newest checkpoints
 
@@ -95,5 +95,5 @@ def load_weights(net: nn.Module, file: Path) -> None:
     try:
         net.load_state_dict(load_file(file))
     except (OSError, RuntimeError, SafetensorError) as error:
-        problem = " ".join(str(error).split())[:300]
-        raise VapError(file, f"no weights that fit ({problem})", "this network's", "train again") from None
+        found = f"no weights that fit ({in_brief(error)})"
+        raise VapError(file, found, "this network's", "train again") from None

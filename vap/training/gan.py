@@ -68,6 +68,7 @@ class GanLearner(Learner[GanBatch]):
         generator: called as generator(z, label, update_ema=…), with `z_dim` and `ema_buffers()`.
         discriminator: called as discriminator(images, label); a batch is cut at multiples of `group_size`.
         own: the method's train section.
+        section: its name in params.yaml.
     """
 
     remedy = "smaller lr and lr_discriminator, a larger r1_gamma, grad_clip: 1.0, or precision fp32"
@@ -78,6 +79,7 @@ class GanLearner(Learner[GanBatch]):
         discriminator: Any,
         data: TrainingData,
         own: GanTrainParams,
+        section: str,
         shared: TrainParams,
         compute: ComputeParams,
         accelerator: Accelerator,
@@ -104,7 +106,7 @@ class GanLearner(Learner[GanBatch]):
         groups, several = discriminator.group_size, accelerator.num_processes
         if several > 1 and own.batch_size % (several * groups):
             raise VapError(
-                "params.yaml: method.stylegan.train.batch_size",
+                f"params.yaml: {section}.batch_size",
                 str(own.batch_size),
                 f"a multiple of {several * groups}: whole groups of {groups} in each of {several} processes",
                 "change it, or compute.processes",
