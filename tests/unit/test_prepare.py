@@ -234,6 +234,15 @@ def test_skip_lists_the_unreadable_images(
     assert leftovers() == []
 
 
+def test_classes_without_test_images_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    own({"a": 10, "b": 1, "c": 10})
+    prepare.run(settings(), "own")
+    assert "data/raw/own: no test image of b: " in capsys.readouterr().err
+    own({"b": 10})
+    prepare.run(settings(), "own")
+    assert capsys.readouterr().err.count("no test image") == 0
+
+
 def test_skip_may_not_empty_a_class() -> None:
     root = own({"a": 10, "b": 1})
     spoil(root, "b/000.png")

@@ -93,6 +93,7 @@ def run(params: Params, dataset: str) -> Path:
             },
         )
         _account_for_skipped(part, root, source.classes, len(items))
+        _tell_untested(part, root)
     archives.discard(root)
     return path
 
@@ -148,6 +149,18 @@ def _batch(ahead: Ahead[Item, Row | str], span: range, notes: Sequence[str]) -> 
     told = [*notes, *(row for row in found if isinstance(row, str))]
     schema = SCHEMAS["prepared"].with_metadata({"vap.notes": json.dumps(told)})
     return pa.RecordBatch.from_pylist(rows, schema=schema)
+
+
+def _tell_untested(path: Path, root: Path) -> None:
+    """Name the classes without test images, before anything is trained."""
+    metadata = ArrowFile(path, "prepared").metadata
+    tested = metadata["counts"].get("test", {})
+    if untested := [label for label in metadata["classes"] if not tested.get(label)]:
+        print(
+            f"{root}: no test image of {', '.join(untested)}: these classes have no unseen descriptions "
+            "(Table 2) and no scores (Table 3); move some to the test split, or raise prepare.test_fraction",
+            file=sys.stderr,
+        )
 
 
 def _account_for_skipped(path: Path, root: Path, classes: Sequence[str], listed: int) -> None:
