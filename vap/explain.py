@@ -274,10 +274,26 @@ def _json(path: Path) -> Found:
     except FileNotFoundError:
         raise VapError(path, "no such file", "what the row was read from", "`dvc pull`") from None
     except (ValueError, OSError) as error:
-        raise VapError(path, f"no readable JSON ({error})", "a stage's JSON", "run it again") from None
+        raise VapError(path, f"no readable JSON ({error})", "a stage's JSON", _again(path)) from None
     if not isinstance(data, dict):
-        raise VapError(path, type(data).__name__, "a stage's JSON object", "run it again")
+        raise VapError(path, type(data).__name__, "a stage's JSON object", _again(path))
     return data
+
+
+def _again(path: Path) -> str:
+    """Which stage to run for a JSON."""
+    match path.parts:
+        case ("results", "metrics", _, "real.json"):
+            stage = "floor"
+        case ("results", "metrics" | "ablation", _, _):
+            stage = "evaluate"
+        case ("results", "downstream", _, _):
+            stage = "classify"
+        case ("results", "models", _, _, _):
+            stage = "train"
+        case _:
+            return "run its stage again"
+    return f"run the {stage} stage again"
 
 
 def _input(record: Found, name: str, hashes: dict[Path, str]) -> Found:

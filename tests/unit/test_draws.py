@@ -144,6 +144,19 @@ def test_a_bank_that_does_not_fit_is_one_line(
         draws_of("unseen-other", PromptBank(BANK), CLASSES)
 
 
+def test_another_dataset_is_another_and_has_a_bank() -> None:
+    bank = PromptBank(BANK)
+    with pytest.raises(
+        VapError, match=r"unseen-own: found the dataset's own name; .* there is none; name unseen"
+    ):
+        draws_of("unseen-own", bank, CLASSES)
+    write_other(CLASSES)
+    with pytest.raises(
+        VapError, match=r"unseen-zzz: found no data/prompts/zzz.arrow; .* bank: other; name one"
+    ):
+        draws_of("unseen-zzz", bank, CLASSES)
+
+
 def test_the_other_datasets_descriptions_stand_in_for_a_class_that_it_lacks() -> None:
     write_other(["mole", "wart"])
     bank = PromptBank(BANK)
@@ -317,8 +330,14 @@ def test_sample_writes_whose_descriptions_it_took(trained: Any, condition: str) 
 
 def test_a_method_of_the_class_alone_takes_no_text(trained: Any) -> None:
     write_texts("mole\tmy mole\n")
-    file = ArrowFile(sample.run(trained, "own", "uvit", "unseen"), "samples")
+    file = ArrowFile(sample.run(trained, "own", "uvit", "seen"), "samples")
     assert set(file.column("text")) == {None}
+    for condition in ("unseen", "unseen-zzz", "other", "shuffled", "texts-mine"):
+        with pytest.raises(
+            VapError, match=f"condition {condition}: found uvit, which draws by the class alone"
+        ):
+            sample.run(trained, "own", "uvit", condition)
+    assert not Path("results/ablation").exists()
     with pytest.raises(VapError, match="the method uses the class alone"):
         draw(trained, "own", "uvit", "mole", None, 2, Path("drawn.png"), 0, TEXTS)
 
@@ -372,8 +391,22 @@ def test_nearest_by_the_cosine() -> None:
     assert [hit.text for hit in nearest(bank, query, 3, label="scar")] == ["pale line"]
     (only,) = nearest(bank, query, 3, split="test")
     assert (only.ids, only.splits) == (["a1"], ["test"])  # the image of that split alone
-    with pytest.raises(VapError, match="no description of class 'wart'"):
-        nearest(bank, query, 3, label="wart")
+    for asked, told in (
+        (
+            {"label": "wart"},
+            "no description of class 'wart'; expected a class of mole, scar; leave --label out",
+        ),
+        (
+            {"split": "val"},
+            "no description in split 'val'; expected a split of test, train; leave --split out",
+        ),
+        (
+            {"label": "scar", "split": "test"},
+            "no description of class 'scar' in split 'test'; .* --label or --split",
+        ),
+    ):
+        with pytest.raises(VapError, match=told):
+            nearest(bank, query, 3, **asked)
 
 
 def test_show_and_stats_print_all_classes() -> None:
