@@ -500,7 +500,10 @@ def first_problem(error: ValidationError) -> tuple[str, str, str]:
     problem = min(error.errors(), key=lambda p: p["type"] != "extra_forbidden")
     place = list(problem["loc"])
     if place[:1] == ["dataset"]:
+        adapter = str(*place[2:3])
         del place[2:3]  # which of DatasetParams it was held against
+        if problem["type"] == "extra_forbidden" and len(place) == 3:
+            return ".".join(map(str, place)), *_foreign_option(adapter, str(place[2]))
         if problem["type"].startswith("union_tag"):
             context = problem.get("ctx", {})
             found = repr(context["tag"]) if "tag" in context else "no such key"
@@ -517,6 +520,18 @@ def first_problem(error: ValidationError) -> tuple[str, str, str]:
         expected += f" (YAML reads this as text; write {mantissa}.0e{exponent})"
     found = "these values" if isinstance(problem["input"], dict) else repr(problem["input"])
     return key, found, expected[:1].lower() + expected[1:]
+
+
+def _foreign_option(adapter: str, option: str) -> tuple[str, str]:
+    """(found, expected) of a key under dataset.NAME that its adapter does not have."""
+    options: dict[str, list[str]] = {}  # of each adapter, beside what all have
+    for section in get_args(get_args(DatasetParams)[0]):
+        fields = section.model_fields
+        own = [name for name in fields if name not in PlainDatasetParams.model_fields]
+        options |= dict.fromkeys(get_args(fields["adapter"].annotation), own)
+    theirs = [name for name, own in options.items() if option in own]
+    found = f"an option of adapter {' and '.join(theirs)}" if theirs else "an unknown key"
+    return found, f"an option of adapter {adapter}: {', '.join(options[adapter]) or 'it has none'}"
 
 
 def parse(data: Any, source: Path = PARAMS_FILE) -> Params:

@@ -101,6 +101,34 @@ def test_a_wrong_setting_is_one_line_with_its_key(key: str, value: Any, words: s
     assert words in problem(changed(key, value))
 
 
+@pytest.mark.parametrize(
+    ("adapter", "option", "words"),
+    [
+        (
+            "folder",
+            "split",
+            "an option of adapter isic2019 and chestxray14; expected an option of adapter folder: it",
+        ),
+        (
+            "phantom",
+            "parts",
+            "an option of adapter colonoscopy; expected an option of adapter phantom: it has none",
+        ),
+        ("folder", "spilt", "an unknown key; expected an option of adapter folder: it has none"),
+        (
+            "isic2019",
+            "table",
+            "adapter chestxray14; expected an option of adapter isic2019: split, exclude_isic2018",
+        ),
+    ],
+)
+def test_an_option_of_another_adapter_is_told_with_its_own(adapter: str, option: str, words: str) -> None:
+    entry = {"adapter": adapter, "modality": "dermoscopy", option: "lesion"}
+    line = problem(changed("dataset.phantom-isic2018", entry))
+    assert line.startswith(f"params.yaml: dataset.phantom-isic2018.{option}: found ")
+    assert words in line
+
+
 def test_equal_betas_are_a_schedule() -> None:
     assert parse(changed("train.schedule.beta_start", 0.012)).train.schedule.beta_end == 0.012
 
@@ -317,6 +345,12 @@ def test_what_a_user_can_mend_is_one_line_and_status_2(
         (IsADirectoryError(errno.EISDIR, "Is a directory", "out"), 2, "error: out: found Is a directory"),
         (FileExistsError(errno.EEXIST, "File exists", "results"), 2, "error: results: found File exists"),
         (PermissionError(errno.EACCES, "Permission denied", "data"), 2, "error: data: found Perm"),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "a/.x.png.12.part"),
+            2,
+            "error: a/x.png: found File",
+        ),
+        (OSError(errno.EISDIR, "Is a directory", ".x.7.part", None, "x"), 2, "error: x: found Is a dir"),
         pytest.param(
             KeyboardInterrupt(),
             130,
