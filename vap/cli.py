@@ -53,7 +53,7 @@ Condition = Annotated[
 ]
 
 
-def _params(dataset: str | None = None, method: str | None = None) -> Params:
+def _params(dataset: str | None = None, method: str | None = None, condition: str | None = None) -> Params:
     from vap.params import load
     from vap.runs import run_of
 
@@ -63,6 +63,10 @@ def _params(dataset: str | None = None, method: str | None = None) -> Params:
         raise VapError("dataset", repr(dataset), expected, "name one, or add it to params.yaml")
     if method is not None:
         run_of(params, method)
+    if condition is not None:
+        from vap.prompts.draws import parse_condition
+
+        parse_condition(condition)
     return params
 
 
@@ -129,7 +133,7 @@ def evaluate(dataset: Dataset, method: Method, condition: Condition) -> None:
     """Measure samples against real images."""
     from vap.stages.evaluate import run
 
-    run(_params(dataset, method), dataset, method, condition)
+    run(_params(dataset, method, condition), dataset, method, condition)
 
 
 @app.command()
@@ -327,7 +331,7 @@ def audit_samples(dataset: Dataset, method: Method, condition: Condition = "seen
     """Look whether samples show what their descriptions say; under results/audit/DATASET/."""
     from vap.captioning.audit_samples import audit_samples as run
 
-    _params(dataset, method)
+    _params(dataset, method, condition)
     target = run(dataset, method, condition)
     print(target.with_suffix(".md").read_text(encoding="utf-8"))
     print(f"Samples with their descriptions: {target.with_suffix('.html')}")

@@ -140,6 +140,8 @@ def _row(table: Path, row: str) -> tuple[int, dict[str, str]]:
         raise VapError(table, f"no CSV ({error})", "the table stage's CSV", remake) from None
     if bad := [i for i, cells in enumerate(rows, 1) if None in cells or None in cells.values()]:
         raise VapError(table, f"row {bad[0]} of another length than the header", "one CSV", remake)
+    if not rows:
+        raise VapError(table, "no row below a header", "the table stage's CSV", remake)
     if re.fullmatch(r"\d+", row):
         if not 1 <= int(row) <= len(rows):
             raise VapError(table, f"no row {row}", f"1 to {len(rows)}", "name one; 1 is below the header")

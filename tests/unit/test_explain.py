@@ -290,6 +290,14 @@ def test_a_generator_of_the_share_has_a_chain_of_its_own() -> None:
     assert told == {"images": None, "generator_data": None}
 
 
+@pytest.mark.parametrize("content", ["", "dataset,method,fid\n"])
+@pytest.mark.usefixtures("chain")
+def test_a_table_without_rows_is_one_line(content: str) -> None:
+    TABLE1.write_text(content)
+    with pytest.raises(VapError, match=f"{TABLE1}: found no row below a header; .* make the table again"):
+        explain(TABLE1, "1", "fid")
+
+
 @pytest.mark.parametrize(
     ("path", "column", "stage"), [(FLOOR, "floor_fid", "floor"), (METRICS, "fid", "evaluate")]
 )

@@ -321,6 +321,8 @@ def test_a_bad_key_is_one_line_and_status_2(
         (("train", "phantom-isic2018", "gan"), "one of uvit, vap"),
         (("train", "phantom-isic2018", "uvit"), "latents/phantom-isic2018.arrow: found no such"),
         (("encode", "phantom-isic2018"), "prepared/phantom-isic2018.arrow: found no such file"),
+        (("evaluate", "phantom-isic2018", "vap", "sean"), "condition: found 'sean'; expected seen, unseen,"),
+        (("audit", "samples", "phantom-isic2018", "vap", "sean"), "condition: found 'sean'"),
         (("profile", "huge"), "found no such profile"),
     ],
 )
