@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -16,6 +17,10 @@ from vap.warm import hand_over
 if TYPE_CHECKING:
     from vap.params import Params
 
+PLACE = (
+    *(errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EBUSY),
+    *(errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP, errno.EXDEV),
+)  # what is wrong with a path
 OLD_PARAMS = Path("params.yaml.old")  # what `vap profile` keeps of settings that are of no profile
 
 app = typer.Typer(
@@ -43,12 +48,12 @@ Condition = Annotated[
     typer.Argument(
         help="Whose descriptions: seen (training), unseen (test), unseen-DATASET (another dataset's), other "
         "(of ablation.other), shuffled (attributes exchanged within the class), or "
-        "texts-NAME (data/texts/NAME.txt, class<TAB>sentence a line)."
+        "texts-NAME (data/texts/NAME.txt, class<TAB>sentence a line). A method without descriptions: seen."
     ),
 ]
 
 
-def _params(dataset: str | None = None, method: str | None = None) -> Params:
+def _params(dataset: str | None = None, method: str | None = None, condition: str | None = None) -> Params:
     from vap.params import load
     from vap.runs import run_of
 
@@ -58,6 +63,10 @@ def _params(dataset: str | None = None, method: str | None = None) -> Params:
         raise VapError("dataset", repr(dataset), expected, "name one, or add it to params.yaml")
     if method is not None:
         run_of(params, method)
+    if condition is not None:
+        from vap.prompts.draws import parse_condition
+
+        parse_condition(condition)
     return params
 
 
@@ -124,7 +133,7 @@ def evaluate(dataset: Dataset, method: Method, condition: Condition) -> None:
     """Measure samples against real images."""
     from vap.stages.evaluate import run
 
-    run(_params(dataset, method), dataset, method, condition)
+    run(_params(dataset, method, condition), dataset, method, condition)
 
 
 @app.command()
@@ -224,9 +233,10 @@ def preview(folder: Path, target: Path) -> None:
 def export(
     dataset: Dataset,
     method: Method,
-    target: Annotated[Path, typer.Argument(help="FILE.safetensors or FILE.pth.")],
+    target: Annotated[Path, typer.Argument(help="FILE.safetensors, FILE.pth or FILE.pt.")],
 ) -> None:
-    """Write a trained U-ViT's weights for the official code (baofff/U-ViT)."""
+    """Write a trained U-ViT's or DiT's weights (uvit, dit) for the official codes (baofff/U-ViT,
+    facebookresearch/DiT)."""
     from vap.export import export as run
 
     _params(dataset, method)
@@ -321,7 +331,7 @@ def audit_samples(dataset: Dataset, method: Method, condition: Condition = "seen
     """Look whether samples show what their descriptions say; under results/audit/DATASET/."""
     from vap.captioning.audit_samples import audit_samples as run
 
-    _params(dataset, method)
+    _params(dataset, method, condition)
     target = run(dataset, method, condition)
     print(target.with_suffix(".md").read_text(encoding="utf-8"))
     print(f"Samples with their descriptions: {target.with_suffix('.html')}")
@@ -408,11 +418,15 @@ def main_here() -> None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             expected = "space and permission to write"
             fix = "free some, then run again: finished parts are kept"
-        elif error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EBUSY):
-            expected, fix = "a path that can be written", "name another, or move what is there"
+        elif error.errno in PLACE:
+            expected, fix = "a path that can be read or written", "name another, or move what is there"
         else:
             raise
-        problem = VapError(error.filename or "disk", error.strerror or "", expected, fix)
+        where = str(error.filename2 or error.filename or "disk")  # the second: what was to be replaced
+        where = re.sub(
+            r"\.([^/]+)\.\d+\.part$", r"\1", where
+        )  # what is written first, vap.artifacts.atomic's
+        problem = VapError(where, error.strerror or "", expected, fix)
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stopped:

@@ -14,9 +14,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# These cannot change what a stage writes: the values that params.py hands on are recorded by key, and
-# the others only show, name or guard what is done.
-SILENT = frozenset({"vap/__init__.py", "vap/params.py", "vap/progress.py", "vap/errors.py", "vap/closure.py"})
+# These cannot change what a stage writes: the values that params.py reads and hands on are recorded by key,
+# and the others only show, name or guard what is done.
+SILENT = frozenset(
+    f"vap/{name}.py" for name in ("__init__", "params", "yaml_files", "progress", "errors", "closure")
+)
 
 
 def module_file(name: str) -> Path | None:

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -15,6 +14,7 @@ from vap.costs import Sum, by_stage, estimate, load_rates, sum_of
 from vap.costs_model import Device, Rates, Row
 from vap.errors import VapError
 from vap.params import PARAMS_FILE, parse
+from vap.yaml_files import read_yaml
 
 BENCHMARKS = Path("benchmarks/out")
 
@@ -27,12 +27,7 @@ def cost(source: Path = PARAMS_FILE, device: str = "cuda", as_json: bool = False
     """
     if device not in ("cpu", "cuda"):
         raise VapError("--device", repr(device), "cpu or cuda", "name one of the two")
-    if not source.is_file():
-        raise VapError(source, "no such file", "the settings", "`vap profile list` names profiles")
-    try:
-        config = yaml.safe_load(source.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise VapError(source, f"no YAML ({error})", "a YAML mapping", "correct the line") from None
+    config = read_yaml(source, "the settings", "`vap profile list` names profiles")
     params, rates = parse(config, source), load_rates(BENCHMARKS)
     kind: Device = "cpu" if device == "cpu" else "cuda"
     rows = estimate(params, config, kind, rates)

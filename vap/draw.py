@@ -43,8 +43,10 @@ def draw(
         the description of each image; None for methods that use none.
 
     Raises:
-        VapError: no such class, or the method uses no description.
+        VapError: `target` is no .png, there is no such class, or the method uses no description.
     """
+    if target.suffix.lower() != ".png":
+        raise VapError("--out", str(target), "FILE.png", "name it so: PNG is what is written")
     device = set_up_torch(params.compute)
     generator = Generator(
         model_path(dataset, method), device, params.method, params.sample, params.compute.compile

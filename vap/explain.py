@@ -140,6 +140,8 @@ def _row(table: Path, row: str) -> tuple[int, dict[str, str]]:
         raise VapError(table, f"no CSV ({error})", "the table stage's CSV", remake) from None
     if bad := [i for i, cells in enumerate(rows, 1) if None in cells or None in cells.values()]:
         raise VapError(table, f"row {bad[0]} of another length than the header", "one CSV", remake)
+    if not rows:
+        raise VapError(table, "no row below a header", "the table stage's CSV", remake)
     if re.fullmatch(r"\d+", row):
         if not 1 <= int(row) <= len(rows):
             raise VapError(table, f"no row {row}", f"1 to {len(rows)}", "name one; 1 is below the header")
@@ -274,10 +276,26 @@ def _json(path: Path) -> Found:
     except FileNotFoundError:
         raise VapError(path, "no such file", "what the row was read from", "`dvc pull`") from None
     except (ValueError, OSError) as error:
-        raise VapError(path, f"no readable JSON ({error})", "a stage's JSON", "run it again") from None
+        raise VapError(path, f"no readable JSON ({error})", "a stage's JSON", _again(path)) from None
     if not isinstance(data, dict):
-        raise VapError(path, type(data).__name__, "a stage's JSON object", "run it again")
+        raise VapError(path, type(data).__name__, "a stage's JSON object", _again(path))
     return data
+
+
+def _again(path: Path) -> str:
+    """Which stage to run for a JSON."""
+    match path.parts:
+        case ("results", "metrics", _, "real.json"):
+            stage = "floor"
+        case ("results", "metrics" | "ablation", _, _):
+            stage = "evaluate"
+        case ("results", "downstream", _, _):
+            stage = "classify"
+        case ("results", "models", _, _, _):
+            stage = "train"
+        case _:
+            return "run its stage again"
+    return f"run the {stage} stage again"
 
 
 def _input(record: Found, name: str, hashes: dict[Path, str]) -> Found:

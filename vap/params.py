@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -24,13 +23,16 @@ from pydantic import (
 )
 
 from vap.errors import VapError
+from vap.yaml_files import read_yaml
 
 PARAMS_FILE = Path("params.yaml")
+ABSENT = "run from the project's folder, or `vap profile demo`"  # what to do without it
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 PositiveInt = Annotated[int, Field(ge=1)]
 Percent = Annotated[str, Field(pattern=r"^([1-9][0-9]?|100)$")]  # as text: it is a part of stage names
 Label = Annotated[str, Field(min_length=1)]
+FIGURE_PIXELS = 2**29  # 1.6 GB while it is drawn
 RUN_NAME = r"(.+)_(?:seed|data)\d+"  # of a method's further run (vap.runs)
 QUESTIONS = Path(__file__).parent / "captioning" / "questions"
 
@@ -222,6 +224,12 @@ class ScheduleParams(Section):
     beta_start: Annotated[float, Field(gt=0, lt=1)]
     beta_end: Annotated[float, Field(gt=0, lt=1)]
 
+    @model_validator(mode="after")
+    def _noise_grows(self) -> ScheduleParams:
+        if self.beta_start > self.beta_end:
+            raise ValueError(f"'beta_start' {self.beta_start} must be at most 'beta_end' {self.beta_end}")
+        return self
+
 
 class TrainParams(Section):
     precision: Literal["fp32", "bf16", "fp16"]
@@ -392,8 +400,8 @@ class AblationParams(Section):
 
 
 class FigureParams(Section):
-    columns: PositiveInt
-    zoom: PositiveInt
+    columns: Annotated[int, Field(ge=1, le=1000)]
+    zoom: Annotated[int, Field(ge=1, le=16)]  # times prepare.image_size, a side of one of the images
 
 
 class ComputeParams(Section):
@@ -456,6 +464,11 @@ class Params(Section):
                 f"learns_from must name each of methods once: it has {kinds}, methods has {self.methods}"
             )
         self._check_generators()
+        side = self.prepare.image_size * self.figure.zoom
+        if (pixels := (1 + len(self.methods)) * self.figure.columns * side**2) > FIGURE_PIXELS:
+            raise ValueError(
+                f"figures of at most {FIGURE_PIXELS:,} pixels, not {pixels:,}: lower figure.zoom"
+            )
         return self
 
     def _check_generators(self) -> None:
@@ -511,7 +524,10 @@ def first_problem(error: ValidationError) -> tuple[str, str, str]:
     problem = min(error.errors(), key=lambda p: p["type"] != "extra_forbidden")
     place = list(problem["loc"])
     if place[:1] == ["dataset"]:
+        adapter = str(*place[2:3])
         del place[2:3]  # which of DatasetParams it was held against
+        if problem["type"] == "extra_forbidden" and len(place) == 3:
+            return ".".join(map(str, place)), *_foreign_option(adapter, str(place[2]))
         if problem["type"].startswith("union_tag"):
             context = problem.get("ctx", {})
             found = repr(context["tag"]) if "tag" in context else "no such key"
@@ -528,6 +544,18 @@ def first_problem(error: ValidationError) -> tuple[str, str, str]:
         expected += f" (YAML reads this as text; write {mantissa}.0e{exponent})"
     found = "these values" if isinstance(problem["input"], dict) else repr(problem["input"])
     return key, found, expected[:1].lower() + expected[1:]
+
+
+def _foreign_option(adapter: str, option: str) -> tuple[str, str]:
+    """(found, expected) of a key under dataset.NAME that its adapter does not have."""
+    options: dict[str, list[str]] = {}  # of each adapter, beside what all have
+    for section in get_args(get_args(DatasetParams)[0]):
+        fields = section.model_fields
+        own = [name for name in fields if name not in PlainDatasetParams.model_fields]
+        options |= dict.fromkeys(get_args(fields["adapter"].annotation), own)
+    theirs = [name for name, own in options.items() if option in own]
+    found = f"an option of adapter {' and '.join(theirs)}" if theirs else "an unknown key"
+    return found, f"an option of adapter {adapter}: {', '.join(options[adapter]) or 'it has none'}"
 
 
 def parse(data: Any, source: Path = PARAMS_FILE) -> Params:
@@ -549,17 +577,6 @@ def load(path: Path = PARAMS_FILE) -> Params:
     """Read and check params.yaml.
 
     Raises:
-        VapError: the file is absent, is not YAML, or does not fit the schema.
+        VapError: the file is absent, not readable or no YAML, has a key twice, or does not fit the schema.
     """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise VapError(
-            path,
-            "no such file",
-            "the settings",
-            "run from the project's folder, or `vap profile demo`",
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise VapError(path, f"no YAML ({error})", "a YAML mapping", "correct the line") from None
-    return parse(data, path)
+    return parse(read_yaml(path, "the settings", ABSENT), path)

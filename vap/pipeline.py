@@ -20,15 +20,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vap import warm
 from vap.check import absent_files, check
 from vap.errors import VapError
-from vap.params import Params, parse
+from vap.params import ABSENT, PARAMS_FILE, Params, parse
+from vap.yaml_files import read_yaml
 
 MARKS = Path(".snakemake/stale")
 CHECKED = Path(".snakemake/checked")  # the hash of what check_methods has found in order
+DVC_FILE = Path("dvc.yaml")
 
 
 def find_programs() -> None:
@@ -84,8 +84,26 @@ def mark(stages: Iterable[str], stale: set[str]) -> None:
 
 @functools.cache
 def dvc_stages() -> Mapping[str, Any]:
-    """The stages of dvc.yaml as they are written, before their matrices are filled in."""
-    stages: Mapping[str, Any] = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    """The stages of dvc.yaml as they are written, before their matrices are filled in.
+
+    Raises:
+        VapError: the file is absent, not readable, no YAML, or without stages that have a command.
+    """
+    data = read_yaml(DVC_FILE, "the pipeline's stages", "run from the project's folder")
+    stages = data.get("stages") if isinstance(data, dict) else None
+    fix = "take the project's own, `git checkout dvc.yaml`"
+    if not isinstance(stages, dict):
+        found = "no such key" if stages is None else repr(stages)
+        raise VapError(f"{DVC_FILE}: stages", found, "the stages by name", fix)
+    for name, entry in stages.items():
+        where = f"{DVC_FILE}: stages.{name}"
+        if not isinstance(entry, dict) or not isinstance(entry.get("cmd"), str):
+            raise VapError(where, "no command", "a stage with cmd", fix)
+        if not isinstance(entry.get("deps", []), list):
+            raise VapError(f"{where}.deps", repr(entry["deps"]), "a list of files", fix)
+        matrix = entry.get("matrix", {})
+        if not isinstance(matrix, dict) or not all(isinstance(v, str | list) for v in matrix.values()):
+            raise VapError(f"{where}.matrix", repr(matrix), "lists, or ${KEY} of one in params.yaml", fix)
     return stages
 
 
@@ -103,7 +121,10 @@ def settings(config: Mapping[str, Any], *keys: str) -> dict[str, Any]:
 
 
 def _value(config: Mapping[str, Any], key: str) -> Any:
-    return functools.reduce(operator.getitem, key.split("."), config)
+    try:
+        return functools.reduce(operator.getitem, key.split("."), config)
+    except (KeyError, TypeError):
+        raise VapError(DVC_FILE, f"the name {key}", "a key of params.yaml", "correct one of them") from None
 
 
 def stage_items(config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -125,12 +146,15 @@ def stage_names(config: Mapping[str, Any]) -> list[str]:
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Refuse settings that only Snakemake would see.
+    """Refuse settings that only Snakemake would see, and those that it would overlook.
 
     Raises:
-        VapError: `--config` changed something; DVC reads params.yaml alone.
+        VapError: `--config` changed something, while DVC reads params.yaml alone; or params.yaml has a key
+            twice, which Snakemake does not notice.
     """
-    written = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    written = read_yaml(PARAMS_FILE, "the settings", ABSENT)
+    if not isinstance(written, dict):
+        raise VapError(PARAMS_FILE, type(written).__name__, "a mapping of settings", "`vap profile demo`")
     for key in {**written, **config}:
         if config.get(key) != written.get(key):
             raise VapError(
@@ -169,9 +193,10 @@ def set_up(config: Mapping[str, Any], *, main_process: bool) -> Params:
     Raises:
         VapError: params.yaml does not fit the schema, a program is missing, or DVC cannot read the project.
     """
+    if main_process:
+        check_config(config)  # first: of a section that stands twice the schema would miss the first half
     params = parse(dict(config))
     if main_process:
-        check_config(config)
         find_programs()
         check_methods(params)
         mark(stage_names(config), stale_stages())

@@ -326,6 +326,13 @@ def test_no_other_dataset_to_draw_from(fresh: Project) -> None:
     assert fresh.calls() == set()
 
 
+def test_a_setting_that_stands_twice(fresh: Project) -> None:
+    """Snakemake itself takes the last."""
+    with (fresh.root / "params.yaml").open("a") as file:
+        file.write("\nseed: 1\n")
+    refused(fresh.snakemake(), "params.yaml: seed: found this key twice")
+
+
 def test_no_dvc_folder(fresh: Project) -> None:
     (fresh.root / ".dvc").rename(fresh.root.parent / "dvc-folder")
     refused(fresh.snakemake(), ".dvc", "clone the project with git")

@@ -365,3 +365,36 @@ def test_bad_arguments_are_one_line() -> None:
         result = runner.invoke(cli.app, arguments)
         assert isinstance(result.exception, VapError)
         assert found in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (None, "dvc.yaml: found no such file"),
+        ("stages: [", "dvc.yaml: found no YAML"),
+        ("text", "dvc.yaml: stages: found no such key"),
+        ("stages: 3", "dvc.yaml: stages: found 3"),
+        ("stages: {a: {}}", "dvc.yaml: stages.a: found no command"),
+        ("stages: {a: {cmd: vap table, deps: 3}}", "dvc.yaml: stages.a.deps: found 3"),
+        ("stages: {a: {cmd: vap table, matrix: {x: 3}}}", "dvc.yaml: stages.a.matrix: found {'x': 3}"),
+        ("stages: {a: {cmd: vap table, matrix: {x: '${nix.x}'}}}", "dvc.yaml: found the name nix.x"),
+        (
+            "stages:\n  a: {cmd: b}\n  a: {cmd: b}",
+            "dvc.yaml: stages.a: found this key twice, in lines 2 and 3",
+        ),
+    ],
+)
+def test_a_broken_record_is_one_line(content: str | None, found: str) -> None:
+    Path("dvc.yaml").unlink()
+    if content is not None:
+        Path("dvc.yaml").write_text(content)
+    result = CliRunner().invoke(cli.app, ["cost", "smoke"])
+    assert isinstance(result.exception, VapError)
+    assert found in str(result.exception)
+
+
+def test_a_key_that_stands_twice_is_refused_though_snakemake_takes_the_last() -> None:
+    text = Path("config/smoke.yaml").read_text(encoding="utf-8") + "seed: 1\n"
+    Path("params.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(VapError, match=r"params.yaml: seed: found this key twice, in lines \d+ and \d+"):
+        pipeline.set_up(yaml.safe_load(text), main_process=True)

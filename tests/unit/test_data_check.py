@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from vap.cli import app
 from vap.datasets import isic2018
 from vap.datasets.duplicates import Print, pairs, thumbnail
+from vap.errors import VapError
 
 ROOT = Path("data/raw/own")
 
@@ -129,6 +130,40 @@ def test_copies_within_across_splits_and_in_another_dataset() -> None:
         "across train and test: 1 pairs of nearly the same picture ISIC_0000005 and ISIC_0000016",
         "with other: 1 pairs of the same file ISIC_0000006 and a__copy",
     }
+
+
+def test_a_dataset_is_not_compared_with_itself() -> None:
+    lay_out(ROOT, {f"{c}/{i}.jpg": layouts.picture(i + 10 * ord(c)) for c in "ab" for i in range(3)})
+    check("folder")
+    result = CliRunner().invoke(app, ["data", "check", "own", "--against", "own"])
+    assert isinstance(result.exception, VapError)
+    assert "--against: found own itself; expected another dataset" in str(result.exception)
+    assert not result.stdout
+    assert (
+        "Not compared with other: --quick opens no image"
+        in check("folder", {}, "--against", "other", "--quick")[1]
+    )
+
+
+@pytest.mark.parametrize("images", [True, False])
+def test_files_that_a_folder_of_images_ignores_are_counted(images: bool) -> None:
+    files = {f"{c}/{i}.dcm": b"DICM" for c in "ab" for i in range(3)}
+    files |= {"a/deep/x.DCM": b"DICM", "b/notes": b"", "b/more.zip": b"", "a/.hidden.dcm": b""}
+    if images:
+        files |= {f"{c}/{i}.webp": layouts.picture(i + 10 * ord(c), "WEBP") for c in "ab" for i in range(3)}
+        rows = "".join(f"{c}/{i}.webp,{c}{i}\n" for c in "ab" for i in range(3))
+        files["groups.csv"] = f"path,group\n{rows}".encode()
+    lay_out(ROOT, files)
+    status, text = check("folder")
+    told = line(text, "Warning: 9 files that are no images by their suffix are ignored")
+    assert told.endswith(": 7 .dcm, 1 no suffix, 1 .zip")
+    assert status == (0 if images else 1)
+    assert ("found no image" in text) is not images
+
+
+def test_nothing_is_said_where_nothing_is_ignored() -> None:
+    lay_out(ROOT, {f"{c}/{i}.jpg": layouts.picture(i + 10 * ord(c)) for c in "ab" for i in range(3)})
+    assert "ignored" not in check("folder")[1]
 
 
 def smooth(seed: int) -> bytes:

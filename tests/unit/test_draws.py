@@ -17,6 +17,7 @@ import vap.prompts.draws as module
 from vap.artifacts import ArrowFile
 from vap.draw import draw
 from vap.errors import VapError
+from vap.export import export
 from vap.models.autoencoder import small_kl
 from vap.prompts.bank import PromptBank
 from vap.prompts.draws import BankDraws, SentenceDraws, draws_of, encoder_of, parse_condition, read_sentences
@@ -24,6 +25,7 @@ from vap.prompts.encoders import Encoded
 from vap.prompts.report import nearest, show, statistics, stats
 from vap.prompts.shuffled import exchanged, modality_of, places
 from vap.stages import sample, train
+from vap.weights import read_tensors
 
 BANK, OTHER = Path("data/prompts/own.arrow"), Path("data/prompts/other.arrow")
 TEXTS = Path("data/texts/mine.txt")
@@ -142,6 +144,19 @@ def test_a_bank_that_does_not_fit_is_one_line(
     write_other(classes, **metadata)
     with pytest.raises(VapError, match=told):
         draws_of("unseen-other", PromptBank(BANK), CLASSES)
+
+
+def test_another_dataset_is_another_and_has_a_bank() -> None:
+    bank = PromptBank(BANK)
+    with pytest.raises(
+        VapError, match=r"unseen-own: found the dataset's own name; .* there is none; name unseen"
+    ):
+        draws_of("unseen-own", bank, CLASSES)
+    write_other(CLASSES)
+    with pytest.raises(
+        VapError, match=r"unseen-zzz: found no data/prompts/zzz.arrow; .* bank: other; name one"
+    ):
+        draws_of("unseen-zzz", bank, CLASSES)
 
 
 def test_the_other_datasets_descriptions_stand_in_for_a_class_that_it_lacks() -> None:
@@ -325,8 +340,14 @@ def test_sample_writes_whose_descriptions_it_took(trained: Any, condition: str) 
 
 def test_a_method_of_the_class_alone_takes_no_text(trained: Any) -> None:
     write_texts("mole\tmy mole\n")
-    file = ArrowFile(sample.run(trained, "own", "uvit", "unseen"), "samples")
+    file = ArrowFile(sample.run(trained, "own", "uvit", "seen"), "samples")
     assert set(file.column("text")) == {None}
+    for condition in ("unseen", "unseen-zzz", "other", "shuffled", "texts-mine"):
+        with pytest.raises(
+            VapError, match=f"condition {condition}: found uvit, which draws by the class alone"
+        ):
+            sample.run(trained, "own", "uvit", condition)
+    assert not Path("results/ablation").exists()
     with pytest.raises(VapError, match="the method uses the class alone"):
         draw(trained, "own", "uvit", "mole", None, 2, Path("drawn.png"), 0, TEXTS)
 
@@ -339,6 +360,60 @@ def test_draw_takes_the_sentences_of_the_class_in_turn(trained: Any) -> None:
     assert draw(trained, "own", "vap", "mole", "red", 2, target, 0) == ["red", "red"]
     with pytest.raises(VapError, match="--text and --texts"):
         draw(trained, "own", "vap", "mole", "red", 2, target, 0, TEXTS)
+
+
+@pytest.mark.parametrize("target", ["drawn.jpg", "drawn", "png"])
+def test_another_format_than_png_is_refused(target: str) -> None:
+    with pytest.raises(VapError, match=f"--out: found {target}; expected FILE.png"):
+        draw(settings(), "own", "uvit", "mole", None, 1, Path(target), 0)
+
+
+# ── a model for the official codes ──────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth", "pt"])
+def test_a_model_is_exported(trained: Any, suffix: str) -> None:
+    target = Path(f"new/folder/w.{suffix}")
+    export("own", "uvit", target)
+    assert "pos_embed" in read_tensors(target, "", "")
+
+
+@pytest.mark.parametrize("name", ["w.bin", "w", "w.SAFETENSORS"])
+def test_a_file_that_is_not_written_so_is_refused(name: str) -> None:
+    with pytest.raises(VapError, match=f"{name}: found the suffix .*; expected .safetensors or .pth or .pt"):
+        export("own", "uvit", Path(name))
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+@pytest.mark.parametrize(
+    ("folder", "told"),
+    [
+        ("file", "found (Not a directory|File exists)"),
+        ("/proc", "found No such file"),
+        ("here", "found a folder"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_one_line(
+    trained: Any, folder: str, suffix: str, told: str
+) -> None:
+    target = Path(folder) / f"w.{suffix}"
+    Path("file").touch()
+    Path("here").joinpath(target.name, "kept").mkdir(parents=True)
+    with pytest.raises(VapError, match=told):
+        export("own", "uvit", target)
+    assert Path("here", target.name, "kept").is_dir()
+
+
+def test_a_full_disk_is_one_line(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed\nmore")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(
+        VapError, match=r"w.pth: found PytorchStreamWriter failed writing file data/0: [^\n]*$"
+    ):
+        export("own", "uvit", Path("w.pth"))
+    assert not Path("w.pth").exists()
 
 
 # ── what `vap bank` tells ───────────────────────────────────────────────────────────────────────
@@ -380,8 +455,22 @@ def test_nearest_by_the_cosine() -> None:
     assert [hit.text for hit in nearest(bank, query, 3, label="scar")] == ["pale line"]
     (only,) = nearest(bank, query, 3, split="test")
     assert (only.ids, only.splits) == (["a1"], ["test"])  # the image of that split alone
-    with pytest.raises(VapError, match="no description of class 'wart'"):
-        nearest(bank, query, 3, label="wart")
+    for asked, told in (
+        (
+            {"label": "wart"},
+            "no description of class 'wart'; expected a class of mole, scar; leave --label out",
+        ),
+        (
+            {"split": "val"},
+            "no description in split 'val'; expected a split of test, train; leave --split out",
+        ),
+        (
+            {"label": "scar", "split": "test"},
+            "no description of class 'scar' in split 'test'; .* --label or --split",
+        ),
+    ):
+        with pytest.raises(VapError, match=told):
+            nearest(bank, query, 3, **asked)
 
 
 def test_show_and_stats_print_all_classes() -> None:

@@ -290,6 +290,24 @@ def test_a_generator_of_the_share_has_a_chain_of_its_own() -> None:
     assert told == {"images": None, "generator_data": None}
 
 
+@pytest.mark.parametrize("content", ["", "dataset,method,fid\n"])
+@pytest.mark.usefixtures("chain")
+def test_a_table_without_rows_is_one_line(content: str) -> None:
+    TABLE1.write_text(content)
+    with pytest.raises(VapError, match=f"{TABLE1}: found no row below a header; .* make the table again"):
+        explain(TABLE1, "1", "fid")
+
+
+@pytest.mark.parametrize(
+    ("path", "column", "stage"), [(FLOOR, "floor_fid", "floor"), (METRICS, "fid", "evaluate")]
+)
+@pytest.mark.usefixtures("chain")
+def test_a_cut_file_is_told_with_its_stage(path: Path, column: str, stage: str) -> None:
+    path.write_text(path.read_text()[:20])
+    with pytest.raises(VapError, match=f"{path}: found no readable JSON .*; run the {stage} stage again"):
+        explain(TABLE1, "1", column)
+
+
 @pytest.mark.usefixtures("chain")
 def test_the_floor_has_a_chain_of_its_own() -> None:
     for file in (TABLE1, TABLE2):

@@ -15,6 +15,7 @@ from vap import cli
 from vap.errors import Stopped, VapError
 from vap.methods.base import load_method
 from vap.params import load, parse
+from vap.yaml_files import read_yaml
 
 PROFILES = sorted((PROJECT / "config").glob("*.yaml"))
 MISSING = object()
@@ -68,6 +69,13 @@ def problem(data: Any) -> str:
         ("method.uvit.train.betas", [0.9], "method.uvit.train.betas: found [0.9]"),
         ("method.uvit.sample", None, "method.uvit.sample: found None"),
         ("prepare.image_size", 60, "prepare.image_size: found 60"),
+        (
+            "train.schedule.beta_start",
+            0.5,
+            "train.schedule: found these values; expected 'beta_start' 0.5 must be at",
+        ),
+        ("figure.zoom", 17, "figure.zoom: found 17"),
+        ("figure.columns", 1001, "figure.columns: found 1001"),
         ("caption.server", "localhost:8000", "caption.server: found 'localhost:8000'"),
         ("caption.server", [], "caption.server: found []; expected measured, vllm, http://HOST:PORT/v1"),
         ("caption.server", ["http://a/v1", "http://a/v1"], "or a list of such URLs, each once"),
@@ -91,6 +99,45 @@ def problem(data: Any) -> str:
 )
 def test_a_wrong_setting_is_one_line_with_its_key(key: str, value: Any, words: str) -> None:
     assert words in problem(changed(key, value))
+
+
+@pytest.mark.parametrize(
+    ("adapter", "option", "words"),
+    [
+        (
+            "folder",
+            "split",
+            "an option of adapter isic2019 and chestxray14; expected an option of adapter folder: it",
+        ),
+        (
+            "phantom",
+            "parts",
+            "an option of adapter colonoscopy; expected an option of adapter phantom: it has none",
+        ),
+        ("folder", "spilt", "an unknown key; expected an option of adapter folder: it has none"),
+        (
+            "isic2019",
+            "table",
+            "adapter chestxray14; expected an option of adapter isic2019: split, exclude_isic2018",
+        ),
+    ],
+)
+def test_an_option_of_another_adapter_is_told_with_its_own(adapter: str, option: str, words: str) -> None:
+    entry = {"adapter": adapter, "modality": "dermoscopy", option: "lesion"}
+    line = problem(changed("dataset.phantom-isic2018", entry))
+    assert line.startswith(f"params.yaml: dataset.phantom-isic2018.{option}: found ")
+    assert words in line
+
+
+def test_equal_betas_are_a_schedule() -> None:
+    assert parse(changed("train.schedule.beta_start", 0.012)).train.schedule.beta_end == 0.012
+
+
+def test_a_figure_that_no_memory_holds_is_refused() -> None:
+    data = changed("figure", {"columns": 500, "zoom": 1})
+    parse(data)
+    data["figure"] = {"columns": 1000, "zoom": 16}
+    assert "lower figure.zoom" in problem(data)
 
 
 def test_a_misspelt_key_is_told_before_the_one_that_is_missing_for_it() -> None:
@@ -123,6 +170,12 @@ def test_a_number_that_yaml_reads_as_text_is_told_how_to_write() -> None:
         (b"seed: 1\n seed: 2", "found no YAML"),
         (b"\xff\xfe\x00", "found no YAML"),
         (b"", "found None"),
+        (b"seed: 2001-99-99", "found no YAML (month must be in 1..12)"),
+        (b"[" * 5000, "found values nested too deep"),
+        (b"seed: 0\n# again\nseed: 1\n", "params.yaml: seed: found this key twice, in lines 1 and 3"),
+        (b"a: {b: [{c: 1, d: 2, 'c': 1}]}", "params.yaml: a.b.0.c: found this key twice, in line 1"),
+        (b"a: &x {b: 1, b: 2}\nc: *x", "params.yaml: a.b: found this key twice, in line 1"),
+        (b"a: &x [*x]", "found an unknown key"),
     ],
 )
 def test_a_file_that_is_no_settings_is_one_line(tmp_path: Path, content: bytes, words: str) -> None:
@@ -132,6 +185,32 @@ def test_a_file_that_is_no_settings_is_one_line(tmp_path: Path, content: bytes, 
         load(path)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_or_an_unreadable_file_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "params.yaml"
+    path.mkdir()
+    with pytest.raises(
+        VapError, match="found Is a directory; expected the settings: a file that can be read"
+    ):
+        load(path)
+    path.rmdir()
+    path.touch()
+
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(VapError, match="found Permission denied; expected the settings"):
+        load(path)
+
+
+def test_merged_mappings_keep_what_they_override(tmp_path: Path) -> None:
+    path = tmp_path / "dvc.yaml"
+    path.write_text("a: &a {p: 1, q: 2}\nb: &b\n  <<: *a\n  q: 3\nc:\n  q: 4\n  <<: [*b, {r: 5}]\n")
+    found = read_yaml(path, "", "")
+    assert found == yaml.safe_load(path.read_text())
+    assert found["c"] == {"p": 1, "q": 4, "r": 5}
 
 
 def test_no_file_says_where_to_get_one(tmp_path: Path) -> None:
@@ -154,6 +233,11 @@ def test_no_file_says_where_to_get_one(tmp_path: Path) -> None:
         ("vap.train.alpha", -1.0, "method.vap.train.alpha: found -1.0"),
         ("vap.train.alhpa", 1.0, "method.vap.train.alhpa: found an unknown key"),
         ("vap.model.pcm", "ours", "method.vap.model.pcm: found 'ours'"),
+        (
+            "cbdm.train.schedule.beta_start",
+            0.5,
+            "method.cbdm.train.schedule: found these values; expected 'beta_start'",
+        ),
     ],
 )
 def test_a_methods_own_setting_is_checked(key: str, value: Any, words: str) -> None:
@@ -237,6 +321,8 @@ def test_a_bad_key_is_one_line_and_status_2(
         (("train", "phantom-isic2018", "gan"), "one of uvit, vap"),
         (("train", "phantom-isic2018", "uvit"), "latents/phantom-isic2018.arrow: found no such"),
         (("encode", "phantom-isic2018"), "prepared/phantom-isic2018.arrow: found no such file"),
+        (("evaluate", "phantom-isic2018", "vap", "sean"), "condition: found 'sean'; expected seen, unseen,"),
+        (("audit", "samples", "phantom-isic2018", "vap", "sean"), "condition: found 'sean'"),
         (("profile", "huge"), "found no such profile"),
     ],
 )
@@ -261,6 +347,12 @@ def test_what_a_user_can_mend_is_one_line_and_status_2(
         (IsADirectoryError(errno.EISDIR, "Is a directory", "out"), 2, "error: out: found Is a directory"),
         (FileExistsError(errno.EEXIST, "File exists", "results"), 2, "error: results: found File exists"),
         (PermissionError(errno.EACCES, "Permission denied", "data"), 2, "error: data: found Perm"),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "a/.x.png.12.part"),
+            2,
+            "error: a/x.png: found File",
+        ),
+        (OSError(errno.EISDIR, "Is a directory", ".x.7.part", None, "x"), 2, "error: x: found Is a dir"),
         pytest.param(
             KeyboardInterrupt(),
             130,

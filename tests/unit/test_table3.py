@@ -202,6 +202,9 @@ def test_an_absent_file_and_a_broken_one_are_one_line() -> None:
     path.unlink()
     with pytest.raises(VapError, match=f"{path}: found no such file"):
         table3.run(params("isic2018"))
+    path.mkdir()
+    with pytest.raises(VapError, match=f"{path}: found no scores .*Is a directory"):
+        table3.run(params("isic2018"))
 
 
 def test_the_papers_numbers_are_those_it_prints() -> None:

@@ -115,6 +115,23 @@ def test_what_cannot_be_read_is_one_line_with_its_file(damage: str) -> None:
     assert not Path("results/tables/table1.csv").exists()
 
 
+@pytest.mark.parametrize("damage", ["absent", "a folder", "cut", "no metrics"])
+def test_the_floors_own_stage_is_named(damage: str) -> None:
+    floor("own")
+    for method in ("uvit", "vap"):
+        metrics("own", method)
+    path = floor_path("own")
+    whole = path.read_text()
+    path.unlink()
+    if damage == "a folder":
+        path.mkdir()
+    elif damage != "absent":
+        path.write_text(whole[:9] if damage == "cut" else "{}")
+    with pytest.raises(VapError, match=f"^{path}: .*; run the floor stage") as caught:
+        table.run(params("own"))
+    assert "evaluate" not in str(caught.value)
+
+
 # ── runs with further seeds ─────────────────────────────────────────────────────────────────────
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from vap.datasets import chestxray14, colonoscopy, isic2018, isic2019
 from vap.datasets.ahead import Ahead
@@ -15,7 +15,7 @@ from vap.datasets.archives import Tree
 from vap.datasets.base import SPLITS, Item, LeftOut, Source, open_source
 from vap.datasets.colonoscopy import ColonoscopySource
 from vap.datasets.duplicates import Pair, Print, pairs, thumbnail
-from vap.datasets.images import UnreadableImage
+from vap.datasets.images import SUFFIXES, UnreadableImage
 from vap.datasets.official import OfficialFile
 from vap.errors import VapError
 from vap.params import DatasetParams, Params
@@ -36,10 +36,18 @@ def check(params: Params, dataset: str, against: Sequence[str] = (), quick: bool
     Returns:
         Whether the dataset is whole: all needed files and images there and readable, the official
         counts, and no image on two sides of the split.
+
+    Raises:
+        VapError: `against` names the dataset itself.
     """
+    if dataset in against:
+        fix = "leave it out: copies within the dataset are looked for anyway"
+        raise VapError("--against", f"{dataset} itself", "another dataset", fix)
     root, settings = RAW / dataset, params.dataset[dataset]
     print(f"# {dataset}: {root}, adapter {settings.adapter}")
     good = _files(root, settings)
+    if settings.adapter == "folder":
+        _ignored(root)
     try:
         source = _open(params, dataset)
     except VapError as error:
@@ -47,6 +55,9 @@ def check(params: Params, dataset: str, against: Sequence[str] = (), quick: bool
         return False
     good &= _listing(source) & _counts(source, settings)
     if quick or settings.adapter == "phantom":
+        if against:
+            why = "--quick opens no image" if quick else "a phantom has no image files"
+            print(f"\nNot compared with {', '.join(against)}: {why}")
         return good
     prints, damaged = _read(dataset, source)
     print(f"\n## Images\n\n{len(prints)} readable, {len(damaged)} damaged")
@@ -97,6 +108,23 @@ def _files(root: Path, settings: DatasetParams) -> bool:
                 place = f"{'MISSING' if file.needed else 'not there'}: {file.site}"
             print(f"{file.name:<40} {file.what:<36} {place} ({file.licence})")
     return good
+
+
+def _ignored(root: Path) -> None:
+    """Warn of the files in a folder of images that are none by their suffix: nothing else tells of them."""
+    try:
+        tree = Tree(root, LeftOut(skip=True).member, open_archives=False)
+    except OSError:  # `_open` says it
+        return
+    names = [*tree.files, *(path.relative_to(root).as_posix() for path in tree.archives)]
+    found = [PurePosixPath(name) for name in names if name != "groups.csv"]
+    counts = Counter(path.suffix.lower() or "no suffix" for path in found)
+    if others := {suffix: n for suffix, n in counts.most_common() if suffix not in SUFFIXES}:
+        kinds = ", ".join(f"{n} {suffix}" for suffix, n in others.items())
+        print(
+            f"\nWarning: {sum(others.values())} files that are no images by their suffix are ignored: {kinds}"
+        )
+        print(f"Read are {', '.join(sorted(SUFFIXES))}: convert what is to be used.")
 
 
 def _listing(source: Source) -> bool:

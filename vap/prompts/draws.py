@@ -85,8 +85,9 @@ def draws_of(
         share: id to class of the images that the model was trained on; None for all training images.
 
     Raises:
-        VapError: a class has no description there, the source's encoder is not the bank's, or the condition
-            would show descriptions of other training images than those of `share`.
+        VapError: the condition names no other dataset with a bank, a class has no description there, the
+            source's encoder is not the bank's, or the condition would show descriptions of other training
+            images than those of `share`.
     """
     kind, name = parse_condition(condition)
     if share is not None and kind == "seen":
@@ -110,7 +111,18 @@ def draws_of(
         return from_bank(PromptBank(bank_path(other)), bank, classes, lenient=True)
     if name is None:
         return BankDraws(bank, SPLIT[kind])
-    return from_bank(PromptBank(bank_path(name)), bank, classes)
+    path = bank_path(name)
+    if path == bank.file.path or not path.exists():
+        found = "the dataset's own name" if path == bank.file.path else f"no {path}"
+        others = sorted(own.stem for own in path.parent.glob("*.arrow") if own != bank.file.path)
+        expected = f"another dataset with a prompt bank: {', '.join(others) or 'there is none'}"
+        fix = (
+            "name unseen, for its test images"
+            if path == bank.file.path
+            else "name one, or run its encode stage"
+        )
+        raise VapError(f"condition {condition}", found, expected, fix)
+    return from_bank(PromptBank(path), bank, classes)
 
 
 @dataclass(frozen=True)

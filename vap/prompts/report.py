@@ -97,11 +97,19 @@ def nearest(
     """
     entries = dict(described(bank, label, split))
     if not entries:
+        splits = {name for row in bank.file.rows(["splits"]) for name in row["splits"]}
+        asked = {  # what was asked for, what there is
+            "label": (label, f"of class {label!r}", f"a class of {', '.join(bank.metadata['classes'])}"),
+            "split": (split, f"in split {split!r}", f"a split of {', '.join(sorted(splits)) or 'none'}"),
+        }
+        given = {name: told for name, (value, *told) in asked.items() if value is not None}
         raise VapError(
             bank.file.path,
-            f"no description of class {label!r} in split {split!r}",
-            f"a class of {', '.join(bank.metadata['classes'])} and a split of train, val, test",
-            "leave --label or --split out",
+            " ".join(["no description", *(found for found, _ in given.values())]),
+            " and ".join(there for _, there in given.values()) or "at least one",
+            "leave " + " or ".join(f"--{name}" for name in given) + " out"
+            if given
+            else "caption and encode again",
         )
     rows = np.asarray(list(entries))
     similarity = unit_vectors(bank)[rows] @ (query / max(float(np.linalg.norm(query)), 1e-12))

@@ -16,6 +16,7 @@ from vap.datasets.images import decode, encode, write_grid
 from vap.diffusion.draw import draw
 from vap.diffusion.sampler import noise_of
 from vap.downstream.subset import share_of
+from vap.errors import VapError
 from vap.methods.base import Condition, OneStepMethod, Request
 from vap.methods.diffusion import DiffusionMethod
 from vap.methods.trained import CONFIG, WEIGHTS, open_model
@@ -147,7 +148,7 @@ def run(params: Params, dataset: str, name: str, condition: str) -> Path:
 
     Raises:
         VapError: params.yaml has no such run; the model, the bank or the decoder is absent or does not fit; a
-            class has no description.
+            class has no description; or a method of the class alone is asked for others than `seen`.
     """
     parse_condition(condition)
     wanted = run_of(params, name)
@@ -170,6 +171,9 @@ def run(params: Params, dataset: str, name: str, condition: str) -> Path:
         others = params.ablation.other
         draws = draws_of(condition, bank, generator.classes, device, others.get(dataset), share)
         inputs |= draws.inputs
+    elif condition != "seen":
+        found = f"{method}, which draws by the class alone"
+        raise VapError(f"condition {condition}", found, "a method that takes descriptions", "name seen")
     record = provenance(
         "sample",
         (dataset, name, condition),

@@ -145,7 +145,7 @@ def _row_of(metrics: Mapping[str, Any], path: Path) -> Row:
     try:
         own = f"{metrics['dataset']}/{metrics['method']}-{metrics['condition']}"
         if own != wanted:
-            raise VapError(path, f"metrics of {own}", "its own", "evaluate again")
+            raise VapError(path, f"metrics of {own}", "its own", "run the evaluate stage again")
         row = {name: metrics[name] for name in COLUMNS if name in metrics}
         row["seeds"] = metrics["seed"]
         row |= {name: number(metrics[name], 4 if "kid" in name else 3) for name in NUMBERS}
@@ -168,21 +168,28 @@ def floor_of(dataset: str) -> Row:
 
 
 def read(path: Path) -> Mapping[str, Any]:
-    """A stage's JSON.
+    """The evaluate or the floor stage's JSON.
 
     Raises:
-        VapError: it is absent, or no JSON.
+        VapError: it is absent, not readable, or no JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
     except FileNotFoundError:
-        raise VapError(path, "no such file", "the metrics", "run the stage that makes it") from None
-    except ValueError as error:
+        raise VapError(path, "no such file", "the metrics", f"run the {_stage_of(path)} stage") from None
+    except (OSError, ValueError) as error:
         raise _foreign(path, error) from None
 
 
+def _stage_of(path: Path) -> str:
+    return "floor" if path == floor_path(path.parent.name) else "evaluate"
+
+
 def _foreign(path: Path, error: Exception) -> VapError:
-    return VapError(path, f"no metrics ({error!r})", "the evaluate stage's JSON", "evaluate again")
+    stage = _stage_of(path)
+    return VapError(
+        path, f"no metrics ({error!r})", f"the {stage} stage's JSON", f"run the {stage} stage again"
+    )
 
 
 def number(value: float | str | None, digits: int = 3) -> str:

@@ -83,7 +83,7 @@ def _row(dataset: str, classifier: str, ratio: str, label: str) -> Row:
         no_f1 = scores["modality"] in NO_F1
     except FileNotFoundError:
         raise VapError(path, "no such file", "a classifier's scores", "run the classify stage") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise VapError(path, f"no scores ({error!r})", "the classify stage's JSON", again) from None
     if own != (dataset, classifier, ratio, source):
         raise VapError(path, f"scores of {' '.join(own)}", "its own", again)
