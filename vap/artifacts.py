@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -127,6 +128,16 @@ def provenance(
 
 
 # ── atomic writes ───────────────────────────────────────────────────────────────────────────────────
+
+
+def require_place(path: Path) -> None:
+    """Fail before the work is done, not after it, where `path` could not be written.
+
+    Raises:
+        OSError: its folder cannot be made, or takes no file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=path.parent).close()
 
 
 @contextlib.contextmanager

@@ -312,6 +312,16 @@ def test_sigterm_is_one_line_and_an_exit_status(
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_result_that_could_not_be_written_is_told_before_the_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stage, "train", lambda *_, **__: pytest.fail("it was trained"))
+    Path("results").mkdir()
+    Path("results/models").write_text("a file")
+    with pytest.raises(OSError, match="results/models"):
+        run()
+
+
 def test_a_method_under_the_wrong_kind_is_one_line() -> None:
     with pytest.raises(VapError, match=r"its name under learns_from.latents"):
         run("uvit", learns_from={"prompts": ["uvit", "vap"], "latents": []})

@@ -45,7 +45,7 @@ def write(net: nn.Module, path: Path) -> None:
     """
     if not isinstance(net, UViT) and not getattr(net, "official_names", False):
         what = "a network with prototypes" if hasattr(net, "pcm") else f"a {type(net).__name__}"
-        raise VapError(path, what, "a U-ViT or a DiT", "export uvit: the official code has no PCM")
+        raise VapError(path, what, "a U-ViT or a DiT, which have official codes", "export uvit or dit")
     with atomic(path) as part:
         if path.suffix == ".safetensors":
             write_safetensors(part, net.state_dict())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vap.artifacts import ArrowFile, provenance, work_folder, write_json
+from vap.artifacts import ArrowFile, provenance, require_place, work_folder, write_json
 from vap.downstream.data import ImagePool, synthetic_rows
 from vap.downstream.places import REAL_ALONE, curves_folder, generator_data_of, scores_path
 from vap.downstream.scores import measure
@@ -45,6 +45,7 @@ def run(params: Params, dataset: str, classifier: str, ratio: str, source: str) 
     params.check_sources()
     settings = params.downstream
     _check(settings, classifier, ratio, source)
+    require_place(scores_path(dataset, classifier, ratio, source))
     device = set_up_torch(params.compute)
     import torch
 

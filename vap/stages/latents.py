@@ -19,6 +19,7 @@ from vap.artifacts import (
     atomic,
     build_arrow,
     provenance,
+    require_place,
     work_folder,
     write_json,
 )
@@ -68,6 +69,7 @@ def run(params: Params, dataset: str) -> Path:
     ae = _network(settings, size, params.seed)  # says what is wrong with weights before they are hashed
     if settings.pretrained:
         inputs["weights"] = settings.weights
+    require_place(autoencoder_path(dataset))
     learns = settings.autoencoder == "train" or settings.finetune_decoder is not None
     record = provenance(
         "latents",

@@ -17,7 +17,7 @@ from vap.diffusion.draw import draw
 from vap.diffusion.sampler import noise_of
 from vap.downstream.subset import share_of
 from vap.errors import VapError
-from vap.methods.base import Condition, OneStepMethod, Request
+from vap.methods.base import Condition, OneStepMethod, Request, checked
 from vap.methods.diffusion import DiffusionMethod
 from vap.methods.trained import CONFIG, WEIGHTS, open_model
 from vap.models import autoencoder
@@ -64,7 +64,8 @@ class Generator:
         self.settings = settings
         self.classes: list[str] = self.config["classes"]
         schedule = self.config["schedule"]
-        self.schedule = None if schedule is None else ScheduleParams.model_validate(schedule)
+        place = f"{folder / CONFIG}: schedule"
+        self.schedule = None if schedule is None else checked(ScheduleParams, schedule, place, "train again")
         self.net.to(device).eval()
         if compile:
             self.net.compile()  # type: ignore[no-untyped-call]

@@ -13,6 +13,7 @@ from vap.artifacts import (
     atomic,
     provenance,
     rank_and_world,
+    require_place,
     work_folder,
     write_json,
     write_safetensors,
@@ -47,6 +48,7 @@ def run(params: Params, dataset: str, name: str) -> Path:
     method, seed = wanted.method, wanted.seed
     device = set_up_torch(params.compute)
     implementation = method_of(params, method)
+    require_place(model_path(dataset, name))
     even = TEXT_MULTIPLE if device.type == "cuda" or params.compute.compile else 1
     only = share_of(dataset, wanted.percent, params.seed)
     data = implementation.data(dataset, even, only)
