@@ -401,6 +401,7 @@ class AblationParams(Section):
 
 class FigureParams(Section):
     columns: Annotated[int, Field(ge=1, le=1000)]
+    font: str | None
     zoom: Annotated[int, Field(ge=1, le=16)]  # times prepare.image_size, a side of one of the images
 
 

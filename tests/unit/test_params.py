@@ -134,9 +134,9 @@ def test_equal_betas_are_a_schedule() -> None:
 
 
 def test_a_figure_that_no_memory_holds_is_refused() -> None:
-    data = changed("figure", {"columns": 500, "zoom": 1})
+    data = changed("figure", {"columns": 500, "zoom": 1, "font": None})
     parse(data)
-    data["figure"] = {"columns": 1000, "zoom": 16}
+    data["figure"] |= {"columns": 1000, "zoom": 16}
     assert "lower figure.zoom" in problem(data)
 
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import textwrap
+import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from vap.artifacts import ArrowFile, atomic
 from vap.datasets.images import Pixels, decode, encode_image
+from vap.lettering import Lettering
 from vap.params import Params
 from vap.stages.common import prepared_path, samples_path
 
-GAP, LINE, MARGIN, FONT = 4, 11, 76, 10  # pixels: between images, a line of text, left margin, type
-LINES = 9  # of a description below its image
+GAP, LINE, MARGIN, FONT = 4, 11, 76, 10  # pixels: between images, a line of text, left margin at least, type
+HEADING_LINES, TEXT_LINES = 3, 14  # at most: of a class above its column, of a description below its image
 
 
 @dataclass
@@ -35,6 +37,9 @@ def run(params: Params, dataset: str) -> Path:
 
     The columns go through the classes in turn, so that a sample stands below a real image of its class.
     Under a sample of a method that uses descriptions stands the description it was drawn from.
+
+    Raises:
+        VapError: the font of figure.font is absent or none.
     """
     settings = params.figure
     prepared = ArrowFile(prepared_path(dataset), "prepared")
@@ -44,7 +49,15 @@ def run(params: Params, dataset: str) -> Path:
     for method in params.methods:
         samples = ArrowFile(samples_path(dataset, method, "seen"), "samples")
         rows.append(_row(method, samples, np.arange(len(samples)), columns))
-    page = _draw(rows, columns, params.prepare.image_size * settings.zoom)
+    letters = Lettering(None if settings.font is None else Path(settings.font), FONT)
+    page = _draw(rows, columns, params.prepare.image_size * settings.zoom, letters)
+    if letters.lacking:
+        letter, text = next(iter(letters.lacking.items()))
+        print(
+            f"figure {dataset}: the font has no {letter!r} of {text!r}; such letters lose their accents, or "
+            "stand there as code points; name a font that has them in params.yaml: figure.font",
+            file=sys.stderr,
+        )
     with atomic(figure_path(dataset)) as part:
         part.write_bytes(encode_image(page))
     return figure_path(dataset)
@@ -63,25 +76,32 @@ def _row(name: str, file: ArrowFile, rows: Sequence[int] | np.ndarray, columns: 
     )
 
 
-def _draw(rows: list[Row], columns: list[str], side: int) -> Image.Image:
-    font = ImageFont.load_default(FONT)
-    heights = [side + GAP + (LINES * LINE if any(row.texts) else 0) for row in rows]
-    page = Image.new("RGB", (MARGIN + len(columns) * (side + GAP), LINE + 2 * GAP + sum(heights)), "white")
+def _draw(rows: list[Row], columns: list[str], side: int, letters: Lettering) -> Image.Image:
+    headings = [letters.wrapped(label, side, HEADING_LINES) for label in columns]
+    texts = [[letters.wrapped(text or "", side, TEXT_LINES) for text in row.texts] for row in rows]
+    names = [letters.spelled(row.name) for row in rows]
+    left = max(MARGIN, 2 * GAP + math.ceil(max(map(letters.width, names))))
+    top = 2 * GAP + LINE * max(map(len, headings))
+    heights = [side + 2 * GAP + LINE * max(map(len, row)) for row in texts]
+    page = Image.new("RGB", (left + len(columns) * (side + GAP), top + sum(heights)), "white")
     draw = ImageDraw.Draw(page)
-    for j, label in enumerate(columns):
-        draw.text((MARGIN + j * (side + GAP), GAP), label[: side // 6], "black", font)
-    y = LINE + 2 * GAP
-    for row, height in zip(rows, heights, strict=True):
-        draw.text((GAP, y + side // 2), row.name, "black", font)
-        for j, (pixels, text) in enumerate(zip(row.images, row.texts, strict=True)):
-            x = MARGIN + j * (side + GAP)
+
+    def write(x: int, y: int, lines: Sequence[str], color: str) -> None:
+        for k, line in enumerate(lines):
+            draw.text((x, y + k * LINE), line, color, letters.font)
+
+    places = [left + j * (side + GAP) for j in range(len(columns))]
+    for x, lines in zip(places, headings, strict=True):
+        write(x, top - GAP - LINE * len(lines), lines, "black")
+    y = top
+    for row, name, row_texts, height in zip(rows, names, texts, heights, strict=True):
+        write(GAP, y + side // 2, [name], "black")
+        for x, pixels, lines in zip(places, row.images, row_texts, strict=True):
             if pixels is None:
                 draw.rectangle((x, y, x + side - 1, y + side - 1), outline="lightgray")
             else:
                 image = Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
                 page.paste(image, (x, y))
-            wrapped = textwrap.wrap(text or "", max(side // 5, 8))[:LINES]
-            for k, line in enumerate(wrapped):
-                draw.text((x, y + side + 2 + k * LINE), line, "dimgray", font)
+            write(x, y + side + 2, lines, "dimgray")
         y += height
     return page
