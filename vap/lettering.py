@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import re
 import unicodedata
 from pathlib import Path
@@ -13,6 +14,7 @@ from vap.errors import VapError, in_brief
 
 NO_LETTER = "\U0010ffff"  # a code point that no font has
 MORE = "…"
+NEEDED = "\\uxU0123456789abcdef"  # to spell code points
 PLAIN = {"–": "-", "—": "-", "−": "-", "×": "x"}  # what Unicode does not decompose
 PIECES = re.compile(r"\s+|[^\s_/-]+[_/-]?|[_/-]")  # between which a line may end
 
@@ -28,22 +30,15 @@ class Lettering:
         lacking: letters that were to be drawn and that the font lacks, each with the first text that has it.
 
     Raises:
-        VapError: the file is absent or no font.
+        VapError: the file is absent, no font, or one without Latin letters.
     """
 
     def __init__(self, path: Path | None, size: int) -> None:
-        try:
-            self.font = ImageFont.load_default(size) if path is None else ImageFont.truetype(str(path), size)
-        except OSError as error:
-            found = (
-                "no such file" if path is not None and not path.exists() else f"no font ({in_brief(error)})"
-            )
-            fix = "correct the path, or set null"
-            raise VapError(
-                f"params.yaml: figure.font: {path}", found, "a .ttf, .otf or .ttc file", fix
-            ) from None
+        self.font = _load(path, size)
         self.lacking: dict[str, str] = {}
         self.has = functools.cache(self._has)
+        if not all(map(self.has, NEEDED)):
+            raise _no_font(path, "no font with Latin letters and digits")
 
     def _has(self, letter: str) -> bool:
         return letter.isspace() or self._mask(letter) != self._mask(NO_LETTER)
@@ -92,3 +87,25 @@ class Lettering:
     def _fitting(self, text: str, width: float) -> int:
         """How many of its letters fit."""
         return next((n for n in range(len(text), 0, -1) if self.width(text[:n]) <= width), 0)
+
+
+def _load(path: Path | None, size: int) -> ImageFont.FreeTypeFont:
+    if path is None:
+        font = ImageFont.load_default(size)
+        assert isinstance(font, ImageFont.FreeTypeFont)
+        return font
+    try:
+        # read here: for a file that is not there Pillow takes one of that name from the system's folders.
+        # Laid out letter by letter: the other way needs a library that not every machine has.
+        data = io.BytesIO(path.read_bytes())
+        font = ImageFont.truetype(data, size, layout_engine=ImageFont.Layout.BASIC)
+        font.getmask("a")  # which a damaged file fails at
+        return font
+    except OSError as error:
+        absent = isinstance(error, FileNotFoundError)
+        raise _no_font(path, "no such file" if absent else f"no font ({in_brief(error)})") from None
+
+
+def _no_font(path: Path | None, found: str) -> VapError:
+    expected, fix = "a .ttf, .otf or .ttc file", "correct the path, or set null"
+    return VapError(f"params.yaml: figure.font: {path}", found, expected, fix)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 from toy import settings, write
 
 from vap.datasets.images import encode
@@ -95,6 +95,28 @@ def test_a_font_that_is_none_is_one_line(content: bytes | None, told: str) -> No
     if content is not None:
         Path("own.ttf").write_bytes(content)
     with pytest.raises(VapError, match=rf"figure.font: own.ttf: found {told}"):
+        page(["a", "b"], "text", font="own.ttf")
+
+
+def pillows_font() -> bytes:
+    font = ImageFont.load_default(10)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    return font.font_bytes
+
+
+def test_a_font_file_is_what_the_page_is_lettered_in() -> None:
+    Path("own.ttf").write_bytes(pillows_font())
+    built_in = np.asarray(page(["a", "b"], "a small polyp"))
+    assert np.array_equal(np.asarray(page(["a", "b"], "a small polyp", font="own.ttf")), built_in)
+    with pytest.raises(
+        VapError, match=r"figure.font: DejaVuSans.ttf: found no such file"
+    ):  # not the system's
+        page(["a", "b"], "text", font="DejaVuSans.ttf")
+
+
+def test_a_damaged_font_is_one_line() -> None:
+    Path("own.ttf").write_bytes(pillows_font()[:5000])
+    with pytest.raises(VapError, match=r"figure.font: own.ttf: found no font"):
         page(["a", "b"], "text", font="own.ttf")
 
 
