@@ -230,6 +230,6 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
 
 
 def test_prototypes_cannot_be_exported(tmp_path: Path) -> None:
-    with pytest.raises(VapError, match="the official code has no PCM"):
+    with pytest.raises(VapError, match="found a network with prototypes; expected a U-ViT or a DiT"):
         write(vap_net(), tmp_path / "w.pth")
     assert not (tmp_path / "w.pth").exists()

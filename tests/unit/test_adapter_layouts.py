@@ -342,7 +342,7 @@ def source_left_out() -> Any:
     ("adapter", "options", "message"),
     [
         ("isic2019", {"split": "patient"}, "dataset.own.split: found 'patient'"),
-        ("isic2019", {"table": "2017"}, "dataset.own.table: found an unknown key"),
+        ("isic2019", {"table": "2017"}, "dataset.own.table: found an option of adapter chestxray14"),
         ("chestxray14", {"include_no_finding": 1}, "dataset.own.include_no_finding: found 1"),
         ("colonoscopy", {"parts": []}, "dataset.own.parts: found []"),
         (
@@ -350,7 +350,11 @@ def source_left_out() -> Any:
             {"adapter": "kvasir"},
             "dataset.own.adapter: found 'kvasir'; expected one of 'phantom'",
         ),
-        ("folder", {"split": "lesion"}, "dataset.own.split: found an unknown key"),
+        (
+            "folder",
+            {"split": "lesion"},
+            "dataset.own.split: found an option of adapter isic2019 and chestxray14",
+        ),
     ],
 )
 def test_a_wrong_option_is_one_line_with_its_key(adapter: str, options: dict[str, Any], message: str) -> None:
