@@ -1,8 +1,8 @@
 """Runs DVC so that a kill at any moment leaves files that the next run reads.
 
 dvc.lock: DVC reads and writes all of it with a parser that keeps comments, whatever the stage: 8 s at two
-hundred stages, with its lock held. Here the one stage's lines take the place of the old ones; the file is the
-same to the byte, and is replaced whole, so that a kill leaves the old one.
+hundred stages, with its lock held. Here the one stage's lines alone are read, and take the place of the old
+ones; the file is the same to the byte, and is replaced whole, so that a kill leaves the old one.
 
 .dvc/tmp/rwlock, who reads and writes which file: DVC writes it in place, and a kill between its first and its
 last byte leaves a file that every later command refuses. Here it is replaced whole too, and one that was left
@@ -33,28 +33,38 @@ def run_stage(name: str) -> int:
     Returns:
         DVC's exit status.
     """
-    return run("repro", "--single-item", name)
+    return run("repro", "--single-item", name, only=name)
 
 
-def run(*arguments: str) -> int:
+def run(*arguments: str, only: str | None = None) -> int:
     """DVC's command line in this process, waiting for its lock.
+
+    Args:
+        only: the one stage of dvc.lock that the command looks at; None for all.
 
     Returns:
         DVC's exit status.
     """
     from dvc.cli import main
 
-    with _whole_files():
+    with _own_files(only):
         return int(main(["--wait-for-lock", *arguments]))
 
 
 @contextmanager
-def _whole_files() -> Iterator[None]:
-    """DVC with the two functions that write its files replaced."""
+def _own_files(only: str | None) -> Iterator[None]:
+    """DVC with the functions replaced that read dvc.lock, and that write it and .dvc/tmp/rwlock."""
     from dvc import rwlock
     from dvc.dvcfile import Lockfile
+    from dvc.utils.serialize import parse_yaml
 
-    dump_all, edit_table = Lockfile.dump_stages, rwlock._edit_rwlock
+    load_all, dump_all, edit_table = Lockfile._load_yaml, Lockfile.dump_stages, rwlock._edit_rwlock
+
+    def load_yaml(self: Any, **kwargs: Any) -> tuple[Any, str]:
+        text = None if only is None or kwargs else lines_of(Path(self.path).read_text(encoding="utf-8"), only)
+        if text is None:
+            return load_all(self, **kwargs)  # type: ignore[no-any-return]
+        return self.validate(parse_yaml(text, self.path, typ="safe"), self.relpath), text
 
     def dump_stages(self: Any, stages: list[Any], **kwargs: Any) -> None:
         from dvc.stage.serialize import to_lockfile
@@ -75,11 +85,11 @@ def _whole_files() -> Iterator[None]:
     def edit_rwlock(folder: str, fs: Any, hardlink: bool) -> Any:
         return edit_table(folder, _WholeTable(fs), hardlink)
 
-    Lockfile.dump_stages, rwlock._edit_rwlock = dump_stages, edit_rwlock
+    Lockfile._load_yaml, Lockfile.dump_stages, rwlock._edit_rwlock = load_yaml, dump_stages, edit_rwlock
     try:
         yield
     finally:
-        Lockfile.dump_stages, rwlock._edit_rwlock = dump_all, edit_table
+        Lockfile._load_yaml, Lockfile.dump_stages, rwlock._edit_rwlock = load_all, dump_all, edit_table
 
 
 class _WholeTable:
@@ -119,6 +129,27 @@ def with_stages(text: str, stages: Mapping[str, Any]) -> str | None:
     """
     from dvc.utils.serialize import dumps_yaml
 
+    blocks = _blocks(text)
+    if blocks is None:
+        return None
+    for name, data in stages.items():
+        lines = dumps_yaml({"stages": {name: data}}).removeprefix("stages:\n")
+        blocks[lines.partition(":\n")[0].removeprefix("  ")] = lines
+    return HEAD + "".join(blocks.values())
+
+
+def lines_of(text: str, name: str) -> str | None:
+    """dvc.lock as if it held one stage alone, or None where that stage is not there as DVC writes it.
+
+    Args:
+        text: dvc.lock.
+    """
+    blocks = _blocks(text)
+    return None if blocks is None or name not in blocks else HEAD + blocks[name]
+
+
+def _blocks(text: str) -> dict[str, str] | None:
+    """The lines of each stage of dvc.lock, by name; None where the file is not as DVC writes it."""
     if not text.startswith(HEAD):
         return None
     blocks: dict[str, str] = {}
@@ -128,12 +159,7 @@ def with_stages(text: str, stages: Mapping[str, Any]) -> str | None:
             return None
         blocks[found["name"]] = found[0]
         end = found.end()
-    if end != len(text):
-        return None
-    for name, data in stages.items():
-        lines = dumps_yaml({"stages": {name: data}}).removeprefix("stages:\n")
-        blocks[lines.partition(":\n")[0].removeprefix("  ")] = lines
-    return HEAD + "".join(blocks.values())
+    return blocks if end == len(text) else None
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from dvc.dvcfile import Lockfile
 
-from vap.record import HEAD, with_stages
+from vap.record import HEAD, lines_of, run, run_stage, with_stages
 
 
 def _stage(number: int, **more: Any) -> dict[str, Any]:
@@ -91,19 +93,67 @@ def test_a_record_of_another_form_is_left_to_dvc(text: str) -> None:
     assert with_stages(text, {"x": {"cmd": "z"}}) is None
 
 
+@pytest.mark.parametrize("name", ["train@0-a_b", "train@2-a_b", "train@3-a_b", "x"])
+def test_the_lines_of_a_stage_are_its_record(name: str) -> None:
+    text = with_stages(FIRST, {"train@3-a_b": _stage(3, params={"params.yaml": LONG})})
+    assert text is not None
+    found = lines_of(text, name)
+    assert found is not None
+    whole, part = (yaml.safe_load(content) for content in (text, found))
+    assert part == {"schema": "2.0", "stages": {name: whole["stages"][name]}}
+
+
+def test_a_stage_without_record_or_in_another_form_is_looked_for_by_dvc() -> None:
+    assert lines_of(FIRST, "train@9-a_b") is None
+    assert lines_of(FIRST, "train") is None
+    assert lines_of(FIRST + "datasets: []\n", "x") is None
+
+
+def test_one_stage_reads_and_leaves_the_others(
+    small: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lock = Path("dvc.lock")
+    Path("dvc.yaml").write_text(
+        "stages:\n" + "".join(f"  {n}: {{cmd: echo {n} > {n}.txt, outs: [{n}.txt]}}\n" for n in "abc")
+    )
+    assert run("repro") == 0
+    made = lock.read_text()
+    read: list[str] = []
+    original = Lockfile.validate.__func__  # type: ignore[attr-defined]
+    monkeypatch.setattr(
+        Lockfile,
+        "validate",
+        classmethod(lambda cls, data, name=None: read.extend(data["stages"]) or original(cls, data, name)),
+    )
+    caplog.clear()
+    assert run_stage("b") == 0
+    assert "Stage 'b' didn't change, skipping" in caplog.text  # its record was found
+    assert read == ["b"]
+    Path("b.txt").unlink()
+    Path("dvc.yaml").write_text(Path("dvc.yaml").read_text().replace("echo b", "echo new"))
+    assert run_stage("b") == 0
+    assert Path("b.txt").read_text() == "new\n"
+    now, before = (yaml.safe_load(text)["stages"] for text in (lock.read_text(), made))
+    assert now["a"] == before["a"]
+    assert now["c"] == before["c"]
+    assert now["b"]["cmd"] == "echo new > b.txt"
+
+
 def test_the_records_of_the_project_are_of_that_form() -> None:
     text = Path(__file__).parents[2].joinpath("dvc.lock").read_text(encoding="utf-8")
     assert with_stages(text, {}) == text
 
 
 def test_dvc_writes_the_record_through_this_function() -> None:
-    """The one place that is replaced: if a version of DVC moves it, this fails, and stages get slow."""
+    """The places that are replaced: if a version of DVC moves one, this fails, and stages get slow."""
     import inspect
 
-    from dvc.dvcfile import Lockfile, ProjectFile
+    from dvc.dvcfile import FileMixin, ProjectFile
 
     assert list(inspect.signature(Lockfile.dump_stages).parameters) == ["self", "stages", "kwargs"]
     assert "self._lockfile.dump_stages(stages, **kwargs)" in inspect.getsource(ProjectFile)
+    assert list(inspect.signature(Lockfile._load_yaml).parameters) == ["self", "kwargs"]
+    assert "return self._load_yaml(**kwargs)" in inspect.getsource(FileMixin)
 
 
 DIES_WHILE_WRITING = """
