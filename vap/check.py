@@ -35,9 +35,8 @@ def absent_files(params: Params) -> Iterator[str]:
     if params.latents.pretrained:
         named["latents.path"] = params.latents.path
     named["latents.lpips_path"] = params.latents.lpips_path
-    for key in ("features", "prc_features"):
-        if getattr(params.evaluate, key) not in ("efficientnet-lite0", None):
-            named[f"evaluate.{key}_path"] = getattr(params.evaluate, f"{key}_path")
+    for key in params.evaluate.with_weights:
+        named[f"evaluate.{key}_path"] = getattr(params.evaluate, f"{key}_path")
     for name in dict.fromkeys([*params.methods, *params.ablation.without]):
         train = params.method[name].train.model_dump()
         named[f"method.{name}.train.start_from"] = train.get("start_from")

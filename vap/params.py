@@ -315,11 +315,16 @@ class EvaluateParams(Section):
 
     @model_validator(mode="after")
     def _path_where_needed(self) -> EvaluateParams:
-        for key in ("features", "prc_features"):
-            features = getattr(self, key)
-            if features not in ("efficientnet-lite0", None) and getattr(self, f"{key}_path") is None:
-                raise ValueError(f"'{key}_path' must name the weights' file of {key}: {features}")
+        for key in self.with_weights:
+            if getattr(self, f"{key}_path") is None:
+                raise ValueError(f"'{key}_path' must name the weights' file of {key}: {getattr(self, key)}")
         return self
+
+    @property
+    def with_weights(self) -> list[str]:
+        """Which of features and prc_features are of a network whose weights are a local file, KEY_path."""
+        keys = ("features", "prc_features")
+        return [key for key in keys if getattr(self, key) not in ("efficientnet-lite0", None)]
 
 
 class ClassifierParams(Section):
