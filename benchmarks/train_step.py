@@ -41,6 +41,7 @@ def our_method(pcm: str, sizes: Sizes) -> tuple[Method, Shapes]:
             {
                 **model,
                 "mlp_ratio": 4.0,
+                "final_init": "identity",
                 "pcm": pcm,
                 "prototype_tokens": sizes.prototypes,
                 "label_token": pcm == "paper",
@@ -52,6 +53,7 @@ def our_method(pcm: str, sizes: Sizes) -> tuple[Method, Shapes]:
                 "warmup_steps": 0,
                 "ema_decay": 0.9999,
                 "condition_dropout": 0.1,
+                "grad_clip": None,
                 "start_from": None,
                 "alpha": 1.0,
             }

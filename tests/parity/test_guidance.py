@@ -14,7 +14,7 @@ from vap.methods.uvit import UViTParams
 from vap.methods.vap import Method as VapMethod
 from vap.methods.vap import VapModelParams, VapTrainParams
 
-MODEL = {"width": 32, "depth": 2, "heads": 4, "patch": 2, "mlp_ratio": 4.0}
+MODEL = {"width": 32, "depth": 2, "heads": 4, "patch": 2, "mlp_ratio": 4.0, "final_init": "published"}
 TRAIN = {
     "steps": 1,
     "batch_size": 1,

@@ -28,7 +28,15 @@ def uvit(seed: int = 0, **changes: object) -> UViT:
 
 def vap_net(seed: int = 0, **changes: int) -> VapNet:
     torch.manual_seed(seed)
-    params = {"width": 16, "depth": 4, "heads": 2, "patch": 2, "mlp_ratio": 4.0, "prototype_tokens": 2}
+    params: dict[str, object] = {
+        "width": 16,
+        "depth": 4,
+        "heads": 2,
+        "patch": 2,
+        "mlp_ratio": 4.0,
+        "prototype_tokens": 2,
+    }
+    params["final_init"] = "published"
     shapes = Shapes(
         **{"size": 8, "channels": 4, "num_classes": 5, "context_dim": 6, "context_tokens": 7, **changes}
     )

@@ -26,6 +26,7 @@ MODEL = {
     "heads": 4,
     "patch": 2,
     "mlp_ratio": 4.0,
+    "final_init": "published",
     "prototype_tokens": 3,
     "label_token": True,
 }

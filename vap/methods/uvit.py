@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
@@ -19,6 +19,7 @@ class UViTParams(TransformerParams):
     """`method.NAME.model` of the U-ViT family."""
 
     depth: Annotated[int, Field(ge=2, multiple_of=2)]
+    final_init: Literal["identity", "published"]
 
 
 class Method(LatentMethod[UViTParams]):

@@ -44,6 +44,7 @@ class VapNet(nn.Module):
             heads=params.heads,
             patch=params.patch,
             mlp_ratio=params.mlp_ratio,
+            final_init=params.final_init,
         )
         self.pcm = (
             None

@@ -125,6 +125,10 @@ class UViT(nn.Module):
             0: no label token.
         context_dim: size of a context token; None: no context.
         context_tokens: the most context tokens of a batch; fewer are allowed.
+        final_init: initial weights of the final 3x3 convolution. "published": torch's random ones, as in the
+            official code. "identity": it begins by passing its input through. The random start holds the loss
+            on a plateau for hundreds of steps, in which the convolution may learn to shift the image by one
+            latent pixel; a border row or column then keeps its noise (docs/method.md).
 
     Tokens: [label], time, [context …], patches, the order of the official code's two variants.
     """
@@ -142,6 +146,7 @@ class UViT(nn.Module):
         num_classes: int = 0,
         context_dim: int | None = None,
         context_tokens: int = 0,
+        final_init: str = "identity",
     ) -> None:
         super().__init__()
         if size % patch:
@@ -172,6 +177,9 @@ class UViT(nn.Module):
 
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.apply(init_weights)
+        if final_init == "identity":
+            nn.init.dirac_(self.final_layer.weight)
+            nn.init.zeros_(self.final_layer.bias)  # type: ignore[arg-type]
 
     def tokens(
         self,

@@ -196,7 +196,8 @@ def _batches(
     """The batches of all steps; for a GPU made ahead, in memory that it can copy from by itself."""
 
     def pinned(step: int) -> B:
-        torch.cuda.set_device(device)  # a thread begins with the first GPU
+        if device.index is not None:  # accelerate's device of a single process is "cuda", without a number
+            torch.cuda.set_device(device)  # a new thread begins with the first GPU
         moved: B = learner.batch(step, part).map(
             lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory()
         )
