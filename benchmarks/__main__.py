@@ -1,7 +1,8 @@
 """`python -m benchmarks [NAME …]`: compare this code with a reference, side by side in one run.
 
 Each module of this folder has `run() -> Result`. A row a benchmark is printed, and benchmarks/out/NAME.json
-is written with the keys name, ours, reference, ratio (higher is better), unit, machine.
+is written with the keys name, ours, reference, ratio (higher is better), unit, machine, toy.
+VAP_BENCH_TOY=1 makes toy sizes of all, to see that they start; VAP_BENCH_OUT names another folder.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import platform
 import sys
 from pathlib import Path
 
-from benchmarks.common import Result
+from benchmarks.common import TOY, Result
 
 HERE = Path(__file__).parent
 
@@ -37,7 +38,7 @@ def main(names: list[str]) -> int:
     for name in names or known:
         result: Result = importlib.import_module(f"benchmarks.{name}").run()
         print(f"{name:<16}{result.ours:>14.4g}{result.reference:>14.4g}{result.ratio:>9.2f}  {result.unit}")
-        out = HERE / "out" / f"{name}.json"
+        out = Path(os.environ.get("VAP_BENCH_OUT", HERE / "out")) / f"{name}.json"
         out.parent.mkdir(exist_ok=True)
         row = {
             "name": name,
@@ -46,6 +47,7 @@ def main(names: list[str]) -> int:
             "ratio": result.ratio,
             "unit": result.unit,
             "machine": machine(),
+            "toy": TOY,
             **result.details,
         }
         out.write_text(json.dumps(row, indent=2) + "\n")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import Result
+from benchmarks.common import Result, sized
 
-CAPTIONS, WIDTH, PADDED = 20_000, 768, 256
+CAPTIONS, WIDTH, PADDED = sized(20_000, 600), 768, 256
 DISTINCT = 512  # random states are made once for so many, then repeated: what they are changes no size
 
 

@@ -24,12 +24,12 @@ from typing import Any
 
 import yaml
 
-from benchmarks.common import Result
+from benchmarks.common import Result, sized
 
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT / "tests" / "vllm"))
 
-IMAGES, CONCURRENCY, TOKENS, TURNS = 200, 8, 24, 6
+IMAGES, CONCURRENCY, TOKENS, TURNS = sized(200, 8), 8, 24, sized(6, 1)
 
 
 def run() -> Result:

@@ -15,10 +15,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.common import Result
+from benchmarks.common import Result, sized
 
 PROJECT = Path(__file__).resolve().parents[1]
-FEW, MANY = 1_000, 20_000
+FEW, MANY = sized(1_000, 20), sized(20_000, 60)
 
 
 def run() -> Result:

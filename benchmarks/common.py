@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,12 @@ if TYPE_CHECKING:
     import torch
 
 LOWER_IS_BETTER = ("s", "MB")
+TOY = bool(os.environ.get("VAP_BENCH_TOY"))  # a run that shows that a benchmark starts, in seconds
+
+
+def sized(full: int, toy: int) -> int:
+    """A size of a benchmark: `full`, or `toy` where the environment variable VAP_BENCH_TOY is set."""
+    return toy if TOY else full
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,6 @@ def peak_flops(device: torch.device) -> float:
     """Floating-point operations a second of a large matrix product: float32 on a CPU, bfloat16 on a GPU."""
     import torch
 
-    n, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (2048, torch.float32)
+    n, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (sized(2048, 256), torch.float32)
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     return 2 * n**3 / best_time(synchronized(lambda: a @ b, device), repeats=10)

@@ -13,9 +13,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.common import Result
+from benchmarks.common import Result, sized
 
-FEW, MANY = 1_000, 20_000
+FEW, MANY = sized(1_000, 20), sized(20_000, 60)
 PROJECT = Path(__file__).resolve().parent.parent
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import yaml
 
-from benchmarks.common import Result, best_time, synchronized
+from benchmarks.common import TOY, Result, best_time, synchronized
 from vap.artifacts import ROOT
 from vap.methods.base import Batch, Condition, Request, Shapes, load_method
 from vap.methods.diffusion import DiffusionMethod
@@ -41,7 +41,9 @@ class RandomData:
 
 def measured(name: str) -> dict[str, float | str]:
     """Rates and memory of one method; of this process."""
-    params: Params = parse(yaml.safe_load((ROOT / "config/paper.yaml").read_text(encoding="utf-8")))
+    params: Params = parse(
+        yaml.safe_load((ROOT / f"config/{'smoke' if TOY else 'paper'}.yaml").read_text(encoding="utf-8"))
+    )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gpu = device.type == "cuda"
     entry = params.method[name]

@@ -19,12 +19,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.common import Result
+from benchmarks.common import Result, sized
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-IMAGES = int(os.environ.get("VAP_BENCH_IMAGES", "10000"))
+IMAGES = int(os.environ.get("VAP_BENCH_IMAGES", sized(10_000, 1500)))
 WIDTH, CLASSES = 2048, 1008
 NEIGHBOURS, SPLITS, SUBSETS, SEED = 3, 10, 100, 2020
 SUBSET_SIZE = min(1000, IMAGES)

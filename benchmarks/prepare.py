@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.common import Result
+from benchmarks.common import Result, sized
 
 PROJECT = Path(__file__).resolve().parents[1]
-FEW, MANY = 1_000, 10_000
+FEW, MANY = sized(1_000, 40), sized(10_000, 80)
 RUNS = [(FEW, 64, "png"), (MANY, 64, "png"), (FEW, 256, "png-fast"), (FEW, 256, "raw")]
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import Result, counted_flops, peak_flops, side_by_side, synchronized
-from benchmarks.references.released import PlainUViT, Sizes
-from benchmarks.train_step import condition, our_method
+from benchmarks.references.released import PlainUViT
+from benchmarks.train_step import condition, our_method, own_sizes
 from vap.diffusion.guidance import guided, guided_together
 from vap.diffusion.sampler import sample
 from vap.diffusion.schedule import Schedule
@@ -22,7 +22,7 @@ STEPS, SCALE = 50, 2.0
 def run() -> Result:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gpu = device.type == "cuda"
-    sizes, B = Sizes(), 50 if gpu else 2
+    sizes, B = own_sizes(), 50 if gpu else 2
     torch.manual_seed(0)
     c, padded = condition(sizes, B)
     label = c.label.to(device)

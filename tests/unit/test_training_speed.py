@@ -28,7 +28,7 @@ from vap.methods.base import Batch, Condition
 from vap.params import PARAMS_FILE
 from vap.prompts.bank import PromptBank
 from vap.training import data as training_data
-from vap.training import image_data, watch
+from vap.training import image_data, loop, watch
 from vap.training.data import LatentData
 from vap.training.prefetch import prefetched
 
@@ -163,6 +163,28 @@ def test_prefetching_stays_a_few_batches_ahead() -> None:
     assert len(made) <= 4  # the one taken, two that wait, one in the making
     batches.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(("name", "chosen"), [("cuda", []), ("cuda:1", [1, 1])])
+def test_batches_for_a_gpu_are_made_on_the_gpu_that_accelerate_names(
+    name: str, chosen: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one process accelerate names it without a number, which `torch.cuda.set_device` refuses."""
+    seen = []
+
+    def set_device(device: torch.device) -> None:
+        if device.index is None:
+            raise ValueError(f"Expected a torch.device with a specified index, but got: {device}")
+        seen.append(device.index)
+
+    class Steps:
+        def batch(self, step: int, part: slice) -> Any:
+            return SimpleNamespace(map=lambda change: step)
+
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
+    made = loop._batches(Steps(), slice(None), 0, 2, torch.device(name))  # type: ignore[type-var]
+    assert list(made) == [0, 1]
+    assert seen == chosen
 
 
 def test_an_error_comes_where_its_batch_would_have_come() -> None:

@@ -153,6 +153,8 @@ class UViT(nn.Module):
             raise ValueError(f"latents of side {size} cannot be cut into patches of side {patch}")
         if depth % 2:
             raise ValueError(f"depth {depth} is odd; half of the blocks go in, half go out")
+        if final_init not in ("identity", "published"):
+            raise ValueError(f"final_init {final_init!r}; it is 'identity' or 'published'")
         self.size, self.channels, self.patch = size, channels, patch
         self.num_classes, self.context_tokens = num_classes, context_tokens
         self.num_patches = (size // patch) ** 2
