@@ -90,14 +90,14 @@ def test_names_are_the_official_codes() -> None:
 
 def test_the_final_convolution_begins_as_the_identity_or_as_published() -> None:
     x = torch.randn(2, 3, 8, 8)
-    identity = parameters(final_init="identity").final_layer
+    identity = tiny(final_init="identity").final_layer
     torch.testing.assert_close(identity(x), x)
-    published = parameters(final_init="published").final_layer
+    published = tiny(final_init="published").final_layer
     bound = (3 * 9) ** -0.5  # torch's start of a convolution: uniform, by its inputs
     assert published.weight.abs().max() <= bound
     assert published.weight.std() > bound / 2
     with pytest.raises(ValueError, match="final_init"):
-        parameters(final_init="zero")
+        tiny(final_init="zero")
 
 
 def test_timestep_embedding_is_cos_then_sin() -> None:
