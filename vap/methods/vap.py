@@ -12,6 +12,7 @@ from vap.diffusion.schedule import Schedule
 from vap.methods import uvit
 from vap.methods.base import Batch, Shapes
 from vap.methods.networks import TransformerTrainParams
+from vap.models.packing import Packing
 from vap.models.prototype import feature_variance, prototype_condition
 from vap.models.uvit import UViT
 
@@ -55,17 +56,25 @@ class VapNet(nn.Module):
         )
         self.recon: tuple[Tensor, Tensor] | None = None  # L_recon, variance of F_e, of the last forward
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Tensor,
+        context: Tensor,
+        mask: Tensor | None,
+        texts: int | None = None,
+    ) -> Tensor:
         """As UViT.forward; L_recon of this pass is left in `recon`."""
 
-        def bridge(encoded: Tensor, hidden: Tensor, attend: Tensor | None) -> Tensor:
+        def bridge(encoded: Tensor, hidden: Tensor, attend: Tensor | Packing | None) -> Tensor:
             assert self.pcm is not None
             hidden, loss = self.pcm(encoded, hidden, label, attend)
             self.recon = loss, feature_variance(encoded, attend)
             return hidden
 
         return self.uvit(  # type: ignore[no-any-return]
-            x, t, label, context, mask, bridge if self.pcm is not None else None
+            x, t, label, context, mask, bridge if self.pcm is not None else None, texts
         )
 
 

@@ -7,11 +7,13 @@ Shape letters: B batch, L tokens, D width, M prototype tokens of a class.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vap.models.init import init_weights
-from vap.models.uvit import Attention, Mlp
+from vap.models.packing import Packing, varlen_attention
+from vap.models.uvit import Attention, Mlp, Norm
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:  # (B, L, D) -> (B, heads, L, D/heads)
@@ -55,18 +57,49 @@ class CrossAttention(nn.Module):
         self.v = nn.Linear(dim, dim, bias=False)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, prototypes: Prototypes, label: Tensor) -> Tensor:  # (B, L, D), (B,)
-        k, v = prototypes.projected(label, self.k, self.v)  # (B, M, D)
-        q, k, v = (split_heads(f, self.heads) for f in (self.q(x), k, v))
-        return self.proj(merge_heads(F.scaled_dot_product_attention(q, k, v)))  # type: ignore[no-any-return]
+    def forward(
+        self, x: Tensor, prototypes: Prototypes, label: Tensor, mask: Tensor | Packing | None = None
+    ) -> Tensor:
+        """(B, L, D) features and (B,) classes to (B, L, D); packed ones (T, D) to (T, D)."""
+        layers = (self.k, self.v)
+        return self.proj(attend(self.q(x), prototypes, label, layers, self.heads, mask))  # type: ignore[no-any-return]
 
 
-def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over images of each image's mean over its real tokens, for values (B, L, D).
+def attend(
+    q: Tensor,
+    prototypes: Prototypes,
+    label: Tensor,
+    layers: tuple[nn.Linear, nn.Linear],
+    heads: int,
+    mask: Tensor | Packing | None,
+) -> Tensor:
+    """Attention of queries (B, L, D), or packed ones (T, D), to the prototypes of each image's class.
+
+    Args:
+        label: (B,) class indices.
+        layers: make keys and values of the prototypes.
+        mask: of the features, of which only a packing matters: every prototype is real.
+    """
+    if not isinstance(mask, Packing):
+        k, v = prototypes.projected(label, *layers)  # (B, M, D)
+        q, k, v = (split_heads(f, heads) for f in (q, k, v))
+        return merge_heads(F.scaled_dot_product_attention(q, k, v))
+    label = F.pad(label, (0, mask.fillings))  # filling tokens look at any class
+    k, v = prototypes.projected(label, *layers)  # (B + F, M, D)
+    M = k.shape[1]
+    offsets = M * torch.arange(len(label) + 1, dtype=torch.int32, device=q.device)
+    q, k, v = (f.reshape(-1, heads, f.shape[-1] // heads) for f in (q, k, v))
+    return varlen_attention(q, k, v, mask.offsets, offsets, mask.longest, M).flatten(1)
+
+
+def masked_mean(values: Tensor, mask: Tensor | Packing | None) -> Tensor:
+    """Mean over images of each image's mean over its real tokens, for values (B, L, D), or (T, D) if packed.
 
     A mean of means, so that splitting a batch over processes does not change it. `mask` is the attention
-    mask (B, 1, 1, L) or None.
+    mask (B, 1, 1, L), how the values are packed, or None.
     """
+    if isinstance(mask, Packing):
+        return mask.mean(values)
     if mask is None:
         return values.mean()
     weight = mask[:, 0, 0, :, None].to(values.dtype)
@@ -93,9 +126,9 @@ class PrototypeCondition(nn.Module):
         super().__init__()
         self.width, self.tokens = width, tokens
         self.prototypes = Prototypes(num_classes, tokens, width)
-        self.norm_query = nn.LayerNorm(width)
+        self.norm_query = Norm(width)
         self.cross_attn = CrossAttention(width, heads)
-        self.norm_joint = nn.LayerNorm(width)
+        self.norm_joint = Norm(width)
         self.self_attn = Attention(width, heads)
         self.inject = nn.Linear(width, width)
         self.apply(init_weights)
@@ -103,20 +136,20 @@ class PrototypeCondition(nn.Module):
         nn.init.zeros_(self.inject.bias)
 
     def forward(
-        self, encoded: Tensor, hidden: Tensor, label: Tensor, mask: Tensor | None = None
+        self, encoded: Tensor, hidden: Tensor, label: Tensor, mask: Tensor | Packing | None = None
     ) -> tuple[Tensor, Tensor]:
         """
         Args:
-            encoded: (B, L, D) features F_e of the input blocks.
+            encoded: (B, L, D) features F_e of the input blocks; (T, D) if they are packed.
             hidden: (B, L, D) output of the middle block.
             label: (B,) class indices.
-            mask: (B, 1, 1, L) True where a token is real.
+            mask: (B, 1, 1, L) True where a token is real; or how both are packed.
 
         Returns:
             (B, L, D) input of the output blocks, and L_recon as a scalar.
         """
         target = encoded.detach()
-        reconstruction = self.cross_attn(self.norm_query(target), self.prototypes, label)  # (B, L, D)
+        reconstruction = self.cross_attn(self.norm_query(target), self.prototypes, label, mask)  # (B, L, D)
         loss = masked_mean((reconstruction - target).float() ** 2, mask)
         joint = encoded + reconstruction
         enhanced = joint + self.self_attn(self.norm_joint(joint), mask)
@@ -137,7 +170,7 @@ class ReleasedPrototypeCondition(nn.Module):
         self.prototypes = Prototypes(num_classes, tokens, width)
         self.cross_attn = CrossAttention(width, heads)
         self.z1 = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width)
+        self.norm = Norm(width)
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.z2 = nn.Linear(width, width)
         self.q = nn.Linear(width, width)
@@ -146,15 +179,13 @@ class ReleasedPrototypeCondition(nn.Module):
         self.apply(init_weights)
 
     def forward(
-        self, encoded: Tensor, hidden: Tensor, label: Tensor, mask: Tensor | None = None
+        self, encoded: Tensor, hidden: Tensor, label: Tensor, mask: Tensor | Packing | None = None
     ) -> tuple[Tensor, Tensor]:
         """As `PrototypeCondition.forward`; `encoded` is not used: everything acts on `hidden`."""
         q = self.q(hidden)
-        k, v = self.prototypes.projected(label, self.k, self.v)
-        qh, kh, vh = (split_heads(f, self.heads) for f in (q, k, v))
-        reconstruction = merge_heads(F.scaled_dot_product_attention(qh, kh, vh))
+        reconstruction = attend(q, self.prototypes, label, (self.k, self.v), self.heads, mask)
         loss = 0.5 * masked_mean((reconstruction - q).float() ** 2, mask)
-        x = hidden + self.z1(self.cross_attn(hidden, self.prototypes, label))
+        x = hidden + self.z1(self.cross_attn(hidden, self.prototypes, label, mask))
         return x + self.z2(self.mlp(self.norm(x))), loss
 
 
@@ -167,7 +198,7 @@ def prototype_condition(kind: str, width: int, heads: int, num_classes: int, tok
     return known[kind](width, heads, num_classes, tokens)
 
 
-def feature_variance(encoded: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Variance of the features F_e (B, L, D), detached, averaged as `masked_mean` does: 0 is a collapse."""
+def feature_variance(encoded: Tensor, mask: Tensor | Packing | None = None) -> Tensor:
+    """Variance of the features F_e (B, L, D) or (T, D), detached; means as `masked_mean`: 0 is a collapse."""
     values = encoded.detach().float()
     return masked_mean((values - masked_mean(values, mask)).square(), mask)

@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vap.models.init import init_weights
+from vap.models.packing import Packing, packing, rounded, varlen_attention
+
+HALF = (torch.bfloat16, torch.float16)
 
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
@@ -44,17 +47,19 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, last: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | Packing | None = None, last: int | None = None) -> Tensor:
         """Attend from all tokens, or from the `last` ones alone, to all that `mask` leaves.
 
         Args:
-            x: (B, L, D).
-            mask: (B, 1, 1, L) True where a token may be attended to.
-            last: number of query tokens, from the end; None: L.
+            x: (B, L, D); (T, D) if it is packed.
+            mask: (B, 1, 1, L) True where a token may be attended to; or how `x` is packed.
+            last: number of query tokens, from the end; of a packed `x` the patches. None: L.
 
         Returns:
-            (B, last, D).
+            (B, last, D); of a packed `x` (T, D) or (B·N, D).
         """
+        if isinstance(mask, Packing):
+            return self._packed(x, mask, last)
         B, L, D = x.shape
         shape = (B, -1, self.heads, D // self.heads)
         if last is None or last == L:
@@ -64,6 +69,38 @@ class Attention(nn.Module):
             k, v = F.linear(x, self.qkv.weight[D:]).reshape(B, L, 2, *shape[2:]).permute(2, 0, 3, 1, 4)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, heads, last, D/heads)
         return self.proj(x.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def _packed(self, x: Tensor, where: Packing, last: int | None) -> Tensor:
+        D = x.shape[-1]
+        offsets = q_offsets = where.offsets
+        longest_q = where.longest
+        if last is None:
+            q, k, v = self.qkv(x).reshape(-1, 3, self.heads, D // self.heads).unbind(1)  # (T, heads, D/heads)
+        else:
+            q = F.linear(where.last(x), self.qkv.weight[:D]).reshape(
+                -1, self.heads, D // self.heads
+            )  # (B·N, …)
+            k, v = F.linear(x, self.qkv.weight[D:]).reshape(-1, 2, self.heads, D // self.heads).unbind(1)
+            offsets = offsets[: where.images + 1]
+            q_offsets = last * torch.arange(where.images + 1, dtype=torch.int32, device=x.device)
+            longest_q = last
+        x = varlen_attention(q, k, v, q_offsets, offsets, longest_q, where.longest)
+        return self.proj(x.flatten(1))  # type: ignore[no-any-return]
+
+
+class Norm(nn.LayerNorm):
+    """Layer norm that keeps a half-precision input's dtype; its statistics are float32 all the same.
+
+    Autocast would have it return float32, which makes every token twice as large on its way to the next
+    layer, where it is rounded to half precision anyhow.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype not in HALF:
+            return super().forward(x)  # type: ignore[no-any-return]
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
 class Mlp(nn.Module):
@@ -81,9 +118,9 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, heads: int, mlp_ratio: float, skip: bool = False) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = Norm(dim)
         self.attn = Attention(dim, heads)
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = Norm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.skip_linear = nn.Linear(2 * dim, dim) if skip else None
 
@@ -91,16 +128,27 @@ class Block(nn.Module):
         self,
         x: Tensor,
         skip: Tensor | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | Packing | None = None,
         last: int | None = None,
     ) -> Tensor:
-        """(B, L, D) to (B, L, D), or to the `last` tokens alone where no one needs the others."""
+        """(B, L, D) to (B, L, D), or to the `last` tokens alone where no one needs the others.
+
+        Packed tokens go from (T, D) to (T, D), or to (B·N, D).
+        """
         if self.skip_linear is not None:
             assert skip is not None
-            x = self.skip_linear(torch.cat([x, skip], dim=-1))
+            x = self._merged(x, skip, self.skip_linear)
         attended = self.attn(self.norm1(x), mask, last)
-        x = x[:, -attended.shape[1] :] + attended
+        if last is not None:
+            x = mask.last(x) if isinstance(mask, Packing) else x[:, -last:]
+        x = x + attended
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+
+    def _merged(self, x: Tensor, skip: Tensor, linear: nn.Linear) -> Tensor:
+        if x.dtype not in HALF:
+            return linear(torch.cat([x, skip], dim=-1))  # type: ignore[no-any-return]
+        left, right = linear.weight.chunk(2, dim=1)  # two products instead of a copy of both
+        return F.linear(x, left, linear.bias) + F.linear(skip, right)
 
 
 class PatchEmbed(nn.Module):
@@ -173,7 +221,7 @@ class UViT(nn.Module):
         self.mid_block = block()
         self.out_blocks = nn.ModuleList(block(skip=True) for _ in range(depth // 2))
 
-        self.norm = nn.LayerNorm(width)
+        self.norm = Norm(width)
         self.decoder_pred = nn.Linear(width, patch**2 * channels)
         self.final_layer = nn.Conv2d(channels, channels, 3, padding=1)
 
@@ -190,8 +238,12 @@ class UViT(nn.Module):
         label: Tensor | None,
         context: Tensor | None,
         mask: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """All tokens with their positions, and the attention mask over them (None: attend to all)."""
+        texts: int | None = None,
+    ) -> tuple[Tensor, Tensor | Packing | None]:
+        """All tokens with their positions, and the attention mask over them (None: attend to all).
+
+        With `texts` they are packed, and the mask is how. Under autocast they have its dtype.
+        """
         B = x.shape[0]
         patches = self.patch_embed(x)  # (B, N, D)
         parts: list[Tensor] = [timestep_embedding(t, self.width)[:, None]]  # float32 also under autocast
@@ -212,7 +264,14 @@ class UViT(nn.Module):
                 ones = mask.new_ones
                 attend = torch.cat([ones(B, fixed), mask, ones(B, self.num_patches)], dim=1)[:, None, None]
         positions = torch.cat([positions, self.pos_embed[:, self.extras :]], dim=1)
-        return torch.cat([*parts, patches], dim=1) + positions, attend
+        tokens = torch.cat([*parts, patches], dim=1) + positions
+        if torch.is_autocast_enabled(x.device.type):
+            tokens = tokens.to(torch.get_autocast_dtype(x.device.type))
+        if texts is None or attend is None:
+            return tokens, attend
+        assert mask is not None
+        where = packing(mask, fixed, self.num_patches, rounded(texts + B * (fixed + self.num_patches)))
+        return where.pack(tokens), where
 
     def forward(
         self,
@@ -221,7 +280,8 @@ class UViT(nn.Module):
         label: Tensor | None = None,
         context: Tensor | None = None,
         mask: Tensor | None = None,
-        bridge: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None,
+        bridge: Callable[[Tensor, Tensor, Tensor | Packing | None], Tensor] | None = None,
+        texts: int | None = None,
     ) -> Tensor:
         """Predict the noise in `x`.
 
@@ -230,14 +290,16 @@ class UViT(nn.Module):
             t: (B,) time steps in 1..T.
             label: (B,) class indices; `num_classes` is the null class.
             context: (B, S, context_dim) tokens of the description.
-            mask: (B, S) True where `context` is a real token.
-            bridge: (features of the input blocks F_e, output of the middle block, attention mask) to the
-                input of the output blocks; where the Prototype Condition Mechanism stands.
+            mask: (B, S) True where `context` is a real token; real ones come first.
+            bridge: (features of the input blocks F_e, output of the middle block, attention mask or packing)
+                to the input of the output blocks; where the Prototype Condition Mechanism stands.
+            texts: number of real context tokens of the whole batch: computes without padding (for a GPU in
+                half precision); None: with padding and a mask.
 
         Returns:
             (B, C, H, W) predicted noise.
         """
-        h, attend = self.tokens(x, t, label, context, mask)
+        h, attend = self.tokens(x, t, label, context, mask, texts)
         skips = []
         for block in self.in_blocks:
             h = block(h, mask=attend)
@@ -251,6 +313,6 @@ class UViT(nn.Module):
             h = block(h, skips.pop(), attend, patches)
 
         h = self.decoder_pred(self.norm(h))  # (B, N, p·p·C)
-        B, side, p = h.shape[0], self.size // self.patch, self.patch
+        B, side, p = x.shape[0], self.size // self.patch, self.patch
         h = h.reshape(B, side, side, p, p, self.channels).permute(0, 5, 1, 3, 2, 4)
         return self.final_layer(h.reshape(B, self.channels, self.size, self.size))  # type: ignore[no-any-return]
