@@ -9,7 +9,7 @@ import torch
 from vap.datasets.images import write_grid
 from vap.downstream.subset import share_of
 from vap.errors import VapError
-from vap.methods.base import Condition
+from vap.methods.base import Condition, described
 from vap.params import Params
 from vap.prompts.bank import PromptBank
 from vap.prompts.draws import Draws, SentenceDraws, draws_of, read_sentences, rng_of
@@ -48,9 +48,7 @@ def draw(
     if target.suffix.lower() != ".png":
         raise VapError("--out", str(target), "FILE.png", "name it so: PNG is what is written")
     device = set_up_torch(params.compute)
-    generator = Generator(
-        model_path(dataset, method), device, params.method, params.sample, params.compute.compile
-    )
+    generator = Generator(model_path(dataset, method), device, params.method, params.sample, params.compute)
     if label not in generator.classes:
         raise VapError("--label", repr(label), f"one of {', '.join(generator.classes)}", "name one")
     c = generator.classes.index(label)
@@ -71,7 +69,7 @@ def draw(
             share = share_of(dataset, run_of(params, method).percent, params.seed)
             source = draws_of("seen", bank, generator.classes, device, share=share)
             rows = [source.draw(label, rng_of(seed, i)) for i in range(n)]
-        condition = Condition(labels, *source.collate(rows))
+        condition = described(labels, *source.collate(rows))
         texts = [source.text(row) for row in rows]
     elif text is not None or texts_file is not None:
         raise VapError(

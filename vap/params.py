@@ -415,9 +415,18 @@ class ComputeParams(Section):
     threads: PositiveInt
     processes: PositiveInt
     warm_start: bool
-    compile: bool
+    compile: Literal["auto"] | bool
+    cuda_graphs: bool
+    deterministic: bool
     micro_batch: PositiveInt | None
     preview_every: PositiveInt | None
+
+    def compile_mode(self, device_type: str) -> str | None:
+        """The mode of torch.compile for a network on a device of this type; None: do not compile it."""
+        gpu = device_type == "cuda"
+        if not (gpu if self.compile == "auto" else self.compile):
+            return None
+        return "reduce-overhead" if gpu and self.cuda_graphs else "default"
 
 
 class Params(Section):

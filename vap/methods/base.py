@@ -60,19 +60,34 @@ class Condition(Movable):
     context: Tensor | None = (
         None  # (B, S, context_dim), of any float dtype; of the null prompt where unconditional
     )
-    mask: Tensor | None = None  # (B, S) bool, True where a token is real
+    mask: Tensor | None = None  # (B, S) bool, True where a token is real; real ones come first
+    lengths: tuple[int, ...] | None = None
+    """Real tokens of each row, known to the host: lets a network compute without padding."""
+
+    @property
+    def texts(self) -> int | None:
+        """The real tokens of all rows, where they are known to the host."""
+        return None if self.lengths is None else sum(self.lengths)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Condition:
-        """`change` of every tensor."""
+        """`change` of every tensor, which leaves the rows what they are."""
         context = None if self.context is None else change(self.context)
-        return Condition(change(self.label), context, None if self.mask is None else change(self.mask))
+        mask = None if self.mask is None else change(self.mask)
+        return Condition(change(self.label), context, mask, self.lengths)
+
+    def part(self, rows: slice) -> Condition:
+        """Some of its rows."""
+        some = self.map(lambda tensor: tensor[rows])
+        some.lengths = None if self.lengths is None else self.lengths[rows]
+        return some
 
     def padded(self, tokens: int) -> Condition:
         """The same with its context padded to `tokens`; at least as many as it has."""
         if self.context is None or self.mask is None:
             return self
         more = tokens - self.context.shape[1]
-        return Condition(self.label, F.pad(self.context, (0, 0, 0, more)), F.pad(self.mask, (0, more)))
+        context, mask = F.pad(self.context, (0, 0, 0, more)), F.pad(self.mask, (0, more))
+        return Condition(self.label, context, mask, self.lengths)
 
     def joined(self, other: Condition) -> Condition:
         """The rows of both, this one's first."""
@@ -80,10 +95,18 @@ class Condition(Movable):
             return Condition(torch.cat([self.label, other.label]))
         S = max(self.context.shape[1], other.context.shape[1])
         a, b = self.padded(S), other.padded(S)
-        return Condition(*(torch.cat(pair) for pair in zip(a.tensors(), b.tensors(), strict=True)))
+        lengths = None if a.lengths is None or b.lengths is None else a.lengths + b.lengths
+        label, context, mask = (torch.cat(pair) for pair in zip(a.tensors(), b.tensors(), strict=True))
+        return Condition(label, context, mask, lengths)
 
     def tensors(self) -> list[Tensor]:
+        """Those that it has."""
         return [tensor for tensor in (self.label, self.context, self.mask) if tensor is not None]
+
+
+def described(label: Tensor, context: Tensor, mask: Tensor) -> Condition:
+    """A condition of class and description, with `mask` on the host; shapes as `Condition`'s."""
+    return Condition(label, context, mask, tuple(mask.sum(1).tolist()))
 
 
 @dataclass
@@ -105,7 +128,9 @@ class Batch(Movable):
         """Consecutive parts of at most `size` images."""
         for start in range(0, len(self.x0), size):
             part = slice(start, start + size)
-            yield self.map(lambda tensor, part=part: tensor[part])  # type: ignore[misc]
+            piece = self.map(lambda tensor, part=part: tensor[part])  # type: ignore[misc]
+            piece.condition = self.condition.part(part)
+            yield piece
 
 
 @dataclass(frozen=True)

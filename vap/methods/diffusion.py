@@ -58,9 +58,14 @@ class DiffusionMethod(Method[ModelParams]):
         """The training loss, a scalar (here L_D, a mean squared error), and detached scalars for the log."""
         c = batch.condition
         loss = denoising_loss(
-            lambda x, t: net(x, t, c.label, c.context, c.mask), schedule, batch.x0, batch.t, batch.noise
+            lambda x, t: self.predict(net, x, t, c), schedule, batch.x0, batch.t, batch.noise
         )
         return loss, {}
+
+    def predict(self, net: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """The network's output for noisy data x (B, C, H, W) at times t (B,): the predicted noise."""
+        c = condition
+        return net(x, t, c.label, c.context, c.mask)  # type: ignore[no-any-return]
 
     def predictor(
         self, net: nn.Module, condition: Condition, null: Condition
@@ -73,7 +78,7 @@ class DiffusionMethod(Method[ModelParams]):
 
         def predict(x: Tensor, t: Tensor, unconditional: bool) -> Tensor:
             c = null if unconditional else condition
-            return net(x, t, c.label, c.context, c.mask)  # type: ignore[no-any-return]
+            return self.predict(net, x, t, c)
 
         return predict
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vap.diffusion.schedule import Schedule
 from vap.methods import uvit
-from vap.methods.base import Batch, Shapes
+from vap.methods.base import Batch, Condition, Shapes
 from vap.methods.networks import TransformerTrainParams
 from vap.models.packing import Packing
 from vap.models.prototype import feature_variance, prototype_condition
@@ -87,6 +87,12 @@ class Method(uvit.Method):
 
     def build(self, shapes: Shapes) -> nn.Module:
         return VapNet(self.model, shapes)
+
+    def predict(self, net: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """As every method's; on a GPU in half precision without padding."""
+        c = condition
+        packed = x.is_cuda and torch.is_autocast_enabled("cuda")  # variable-length attention takes no float32
+        return net(x, t, c.label, c.context, c.mask, c.texts if packed else None)  # type: ignore[no-any-return]
 
     def loss(self, net: nn.Module, batch: Batch, schedule: Schedule) -> tuple[Tensor, dict[str, Tensor]]:
         """L_VAP = L_D + alpha L_recon (paper Eq. 3)."""

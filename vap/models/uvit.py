@@ -265,8 +265,8 @@ class UViT(nn.Module):
                 attend = torch.cat([ones(B, fixed), mask, ones(B, self.num_patches)], dim=1)[:, None, None]
         positions = torch.cat([positions, self.pos_embed[:, self.extras :]], dim=1)
         tokens = torch.cat([*parts, patches], dim=1) + positions
-        if torch.is_autocast_enabled(x.device.type):
-            tokens = tokens.to(torch.get_autocast_dtype(x.device.type))
+        if patches.dtype in HALF:
+            tokens = tokens.to(patches.dtype)
         if texts is None or attend is None:
             return tokens, attend
         assert mask is not None

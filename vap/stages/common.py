@@ -79,7 +79,7 @@ def floor_path(dataset: str) -> Path:
 
 
 def set_up_torch(compute: ComputeParams) -> torch.device:
-    """Pin the threads, ask for deterministic kernels, and choose the device.
+    """Pin the threads, choose the device, and ask for deterministic kernels: on a GPU where params.yaml does.
 
     Raises:
         VapError: the device that params.yaml names is not there.
@@ -87,9 +87,6 @@ def set_up_torch(compute: ComputeParams) -> torch.device:
     import torch
 
     torch.set_num_threads(compute.threads)
-    # what torch.use_deterministic_algorithms does, without its import of the compiler: 3 s a process
-    torch._C._set_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time and changes no result
     there = {
         "cpu": True,
         "cuda": torch.cuda.is_available(),
@@ -103,7 +100,17 @@ def set_up_torch(compute: ComputeParams) -> torch.device:
         raise VapError(
             f"params.yaml: compute.device: {name}", f"only {found}", "a device that is there", "use auto"
         )
+    deterministic = name != "cuda" or compute.deterministic
+    # what torch.use_deterministic_algorithms does, without its import of the compiler: 3 s a process
+    torch._C._set_deterministic_algorithms(deterministic, warn_only=name != "cuda")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time and changes no result
     if name == "cuda":  # of several processes on one machine each has its own
+        # a compiled network is kept for the next run; cuBLAS is deterministic with a workspace of its own
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path("work/compiled").resolve()))
+        if compute.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = not compute.deterministic
+        torch.backends.cudnn.deterministic = compute.deterministic
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device(name)

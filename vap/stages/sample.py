@@ -22,7 +22,7 @@ from vap.methods.diffusion import DiffusionMethod
 from vap.methods.trained import CONFIG, WEIGHTS, open_model
 from vap.models import autoencoder
 from vap.models.autoencoder import Autoencoder
-from vap.params import Kind, MethodParams, Params, SampleParams, ScheduleParams
+from vap.params import ComputeParams, Kind, MethodParams, Params, SampleParams, ScheduleParams
 from vap.prompts.bank import PromptBank
 from vap.prompts.draws import Draws, draws_of, parse_condition, rng_of
 from vap.runs import run_of
@@ -49,7 +49,7 @@ class Generator:
         folder: of the model, as the train stage writes it.
         methods: section `method` of params.yaml, for how to draw.
         settings: section `sample`.
-        compile: by torch.compile.
+        compute: says whether the network is compiled; None: it is not.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Generator:
         device: torch.device,
         methods: Mapping[str, MethodParams],
         settings: SampleParams,
-        compile: bool = False,
+        compute: ComputeParams | None = None,
     ) -> None:
         self.config, self.method, self.shapes, self.net = open_model(folder, methods)
         self.settings = settings
@@ -67,8 +67,8 @@ class Generator:
         place = f"{folder / CONFIG}: schedule"
         self.schedule = None if schedule is None else checked(ScheduleParams, schedule, place, "train again")
         self.net.to(device).eval()
-        if compile:
-            self.net.compile()  # type: ignore[no-untyped-call]
+        if compute is not None and (mode := compute.compile_mode(device.type)) is not None:
+            self.net.compile(mode=mode)  # type: ignore[no-untyped-call]
         self.autoencoder: Autoencoder | None = None
         if self.method.kind in WITH_DECODER:
             self.autoencoder = autoencoder.load(autoencoder_path(self.config["dataset"]))
@@ -156,7 +156,7 @@ def run(params: Params, dataset: str, name: str, condition: str) -> Path:
     method, seed = wanted.method, wanted.seed
     device = set_up_torch(params.compute)
     settings, model = params.sample, model_path(dataset, name)
-    generator = Generator(model, device, params.method, settings, params.compute.compile)
+    generator = Generator(model, device, params.method, settings, params.compute)
     inputs = {"config": model / CONFIG, "model": model / WEIGHTS}
     if generator.autoencoder is not None:
         decoder = autoencoder_path(dataset)

@@ -31,7 +31,7 @@ from vap.training.watch import Watch
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-TEXT_MULTIPLE = 8  # tokens, where a GPU or a compiler gains by few and even lengths
+TEXT_MULTIPLE = 32  # tokens, where a GPU or a compiler gains by few and even lengths
 
 
 def run(params: Params, dataset: str, name: str) -> Path:
@@ -49,7 +49,7 @@ def run(params: Params, dataset: str, name: str) -> Path:
     device = set_up_torch(params.compute)
     implementation = method_of(params, method)
     require_place(model_path(dataset, name))
-    even = TEXT_MULTIPLE if device.type == "cuda" or params.compute.compile else 1
+    even = TEXT_MULTIPLE if device.type == "cuda" or params.compute.compile_mode(device.type) else 1
     only = share_of(dataset, wanted.percent, params.seed)
     data = implementation.data(dataset, even, only)
     inputs = dict(data.inputs)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vap.artifacts import ArrowFile
 from vap.errors import VapError
-from vap.methods.base import Batch, Condition
+from vap.methods.base import Batch, Condition, described
 from vap.prompts.bank import NULL_ROW, PromptBank, TokenSource
 from vap.training.seeds import shuffled, step_generator
 
@@ -228,11 +228,11 @@ class LatentData(TrainingData):
             return plain
         prompts = np.where(drop.numpy(), NULL_ROW, self.prompts[rows])
         if self.held_texts is None:
-            texts = self.bank.collate(prompts.tolist(), self.bank.native)
+            condition = described(plain.label, *self.bank.collate(prompts.tolist(), self.bank.native))
         else:
-            texts = self.held_texts.collate(prompts)
-        condition = Condition(plain.label, *texts)
-        longest = texts[0].shape[1]
+            lengths = tuple(self.held_texts.lengths[prompts].tolist())
+            condition = Condition(plain.label, *self.held_texts.collate(prompts), lengths)
+        longest = int(condition.mask.shape[1])  # type: ignore[union-attr]
         tokens = min(-(-longest // self.text_multiple) * self.text_multiple, self.bank.max_tokens)
         return condition.padded(tokens) if tokens > longest else condition
 
@@ -242,10 +242,10 @@ def condition_of(labels: list[int], prompts: list[int] | None, bank: TokenSource
     label = torch.tensor(labels)
     if bank is None or prompts is None:
         return Condition(label)
-    return Condition(label, *bank.collate(prompts))
+    return described(label, *bank.collate(prompts))
 
 
 def null_of(n: int, num_classes: int, bank: PromptBank | None) -> Condition:
     """The unconditional counterpart: the null class and the null prompt."""
     label: Tensor = torch.full((n,), num_classes)
-    return Condition(label) if bank is None else Condition(label, *bank.collate([NULL_ROW] * n))
+    return Condition(label) if bank is None else described(label, *bank.collate([NULL_ROW] * n))

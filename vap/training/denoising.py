@@ -64,13 +64,13 @@ class DiffusionLearner(Learner[Batch]):
         )
         self.ema = Ema(net, self.own.ema_decay, shared.ema_warmup)
         self.piece = compute.micro_batch or self.own.batch_size
-        self.compile = compute.compile
+        self.compile_mode = compute.compile_mode(accelerator.device.type)
         self._wrapped: Any = None
 
     def _prepare(self) -> None:
         """Hand network and optimiser to accelerate, once they have what a checkpoint held."""
-        if self.compile:
-            self.net.compile()  # type: ignore[no-untyped-call]
+        if self.compile_mode is not None:
+            self.net.compile(mode=self.compile_mode)  # type: ignore[no-untyped-call]
         self._wrapped, self.optimizer = self.accelerator.prepare(self.net, self.optimizer)
         self._wrapped.train()
 

@@ -112,8 +112,9 @@ class GanLearner(Learner[GanBatch]):
                 "change it, or compute.processes",
             )
         self.piece = max((compute.micro_batch or own.batch_size) // groups * groups, groups)
-        if compute.compile:  # the discriminator is differentiated twice, which compiled code is not
-            self.generator.compile()
+        mode = compute.compile_mode(accelerator.device.type)
+        if mode is not None:  # the discriminator is differentiated twice, which compiled code is not
+            self.generator.compile(mode=mode)
 
     def batch(self, step: int, part: slice) -> GanBatch:
         size = self.own.batch_size
