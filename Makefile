@@ -7,7 +7,7 @@ UV      := .tools/bin/uv
 READY   := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: table1 test test-slow test-vllm check format bench lock setup clean help
+.PHONY: table1 test test-slow test-vllm test-gpu check format bench lock setup clean help
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -25,6 +25,9 @@ test-slow: $(READY) ## the tests that take minutes
 test-vllm: $(READY) ## the tests with a real vLLM server, where one can be installed for the CPU
 	@sh tests/vllm/environment.sh; status=$$?; if [ $$status -eq 0 ]; then python -m pytest -m vllm tests/vllm; \
 	elif [ $$status -ne 77 ]; then exit $$status; fi
+
+test-gpu: $(READY) ## the tests on a GPU: right to a stated tolerance, and what is bitwise
+	python -m pytest tests/gpu
 
 check: $(READY)  ## format, lint, types, and the two graphs
 	ruff format --check .

@@ -85,9 +85,31 @@ def counted_flops(work: Callable[[], object]) -> float:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    _count_varlen_attention()
     with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
         work()
     return float(counter.get_total_flops())
+
+
+def _count_varlen_attention() -> None:
+    """Teach the counter variable-length attention: 4 d operations a pair of tokens forward, 10 d backward."""
+    import torch
+    import torch.nn.attention.varlen
+    from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+    for name, each in (("_varlen_attn", 4), ("_varlen_attn_backward", 10)):
+        operation = getattr(getattr(torch.ops.torch_attn, name, None), "default", None)
+        if operation is None or operation.overloadpacket in flop_registry:
+            continue
+
+        def formula(*args: object, each: int = each, out_val: object = None, **kwargs: object) -> int:
+            given = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
+            q_offsets, k_offsets = [a for a in given if a.dtype == torch.int32 and a.ndim == 1][:2]
+            heads, size = given[0].shape[-2:]
+            pairs = int((q_offsets.diff().long() * k_offsets.diff().long()).sum())
+            return each * pairs * heads * size
+
+        register_flop_formula(operation.overloadpacket, get_raw=True)(formula)
 
 
 def peak_flops(device: torch.device) -> float:

@@ -14,7 +14,7 @@ from benchmarks.train_step import condition, our_method, own_sizes
 from vap.diffusion.guidance import guided, guided_together
 from vap.diffusion.sampler import sample
 from vap.diffusion.schedule import Schedule
-from vap.methods.base import Condition
+from vap.methods.base import described
 
 STEPS, SCALE = 50, 2.0
 
@@ -28,7 +28,7 @@ def run() -> Result:
     label = c.label.to(device)
     null_label = torch.full_like(label, sizes.classes)
     null_text = torch.randn(1, 2, sizes.text_width).expand(B, -1, -1)  # [CLS][SEP] of the empty description
-    null = Condition(null_label.cpu(), null_text, torch.ones(B, 2, dtype=torch.bool)).to(device)
+    null = described(null_label.cpu(), null_text, torch.ones(B, 2, dtype=torch.bool)).to(device)
     conditional, padded = c.to(device), padded.to(device)
     padded_null = torch.randn(1, sizes.text_tokens, sizes.text_width, device=device).expand(B, -1, -1)
     schedule = Schedule("scaled_linear", 1000, 0.00085, 0.012)

@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.common import TOY, Result, counted_flops, peak_flops, side_by_side, synchronized
 from benchmarks.references.released import PlainTrainer, Sizes
 from vap.diffusion.schedule import Schedule
-from vap.methods.base import Batch, Condition, Shapes
+from vap.methods.base import Batch, Condition, Shapes, described
 from vap.methods.vap import Method, VapModelParams, VapTrainParams
 from vap.training.ema import Ema
 
@@ -31,10 +31,10 @@ def condition(sizes: Sizes, batch: int) -> tuple[Condition, Tensor]:
     """Random descriptions as ours (ragged, masked), and padded to 256 tokens."""
     lengths = torch.randint(*CAPTION, (batch,))
     padded = torch.randn(batch, sizes.text_tokens, sizes.text_width)
-    S = int(lengths.max())
+    S = -(-int(lengths.max()) // 32) * 32  # as vap/stages/train.py has it for a GPU
     mask = torch.arange(S) < lengths[:, None]
     label = torch.randint(0, sizes.classes, (batch,))
-    return Condition(label, padded[:, :S].masked_fill(~mask[..., None], 0), mask), padded
+    return described(label, padded[:, :S].masked_fill(~mask[..., None], 0), mask), padded
 
 
 def our_method(pcm: str, sizes: Sizes) -> tuple[Method, Shapes]:

@@ -154,7 +154,7 @@ def train(
             watch.begin(done)
         while done < steps:
             lr = learner.lr(done)
-            values = learner.step(next(batches).to(accelerator.device), done)
+            values = _step(learner, next(batches).to(accelerator.device), done, label)
             done += 1
             stopping = done < steps and stop.agreed(done)
             saving = stopping or done % checkpoint_every == 0 or done == steps
@@ -174,6 +174,20 @@ def train(
             if stopping:
                 raise Stopped(f"{label}: stopped at step {done}; the next run goes on from there")
     return learner, log
+
+
+def _step(learner: Learner[B], batch: B, step: int, label: str) -> dict[str, Tensor]:
+    try:
+        return learner.step(batch, step)
+    except RuntimeError as error:  # asked for by compute.deterministic, on a GPU
+        if "does not have a deterministic implementation" not in str(error):
+            raise
+        raise VapError(
+            label,
+            str(error).partition(",")[0],
+            "kernels that give the same bytes each time",
+            "set compute.deterministic: false",
+        ) from None
 
 
 def _share(accelerator: Accelerator, batch_size: int, section: str) -> slice:
