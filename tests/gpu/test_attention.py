@@ -142,18 +142,18 @@ def test_the_network_without_padding_is_the_padded_one_and_the_float32_one(pcm: 
     x, context = torch.randn(6, 4, 16, 16), torch.randn(6, 96, 24).masked_fill(~mask[..., None], 9.0)
     t, label = torch.tensor([1, 40, 300, 700, 999, 1000]), torch.tensor([0, 7, 1, 2, 6, 0])
 
-    def run(device: str, texts: int | None) -> dict[str, Tensor]:
+    def run(device: str, row: int | None) -> dict[str, Tensor]:
         net.to(device).zero_grad()
         given = [tensor.to(device) for tensor in (x, t, label, context, mask)]
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            out = net(*given, texts)
+            out = net(*given, row)
             recon = net.recon[0] if net.recon is not None else 0.0
         (out.float().square().mean() + recon).backward()
         return {"out": out.detach()} | {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
 
     exactly = {name: value.double().clone() for name, value in run("cpu", None).items()}
     rounding = 1e-3 * max(float(value.norm()) for value in exactly.values())  # a key's bias has no gradient
-    for texts in (None, int(lengths.sum())):
-        for name, value in run("cuda", texts).items():
+    for row in (None, net.uvit.row_length(6, int(lengths.sum()))):
+        for name, value in run("cuda", row).items():
             off = float((value.double().cpu() - exactly[name]).norm())
-            assert off < 0.04 * max(float(exactly[name].norm()), rounding), (texts, name)
+            assert off < 0.04 * max(float(exactly[name].norm()), rounding), (row, name)

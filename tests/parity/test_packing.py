@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vap.methods.base import Shapes
 from vap.methods.vap import VapModelParams, VapNet
-from vap.models.packing import packing, rounded, varlen_attention
+from vap.models.packing import packing, row_length, varlen_attention
 
 LENGTHS = [3, 9, 1, 5, 2]
 BEFORE, PATCHES, S = 2, 16, 11
@@ -20,7 +20,7 @@ def mask_of(lengths: list[int], width: int = S) -> Tensor:
 
 def test_a_row_holds_each_images_own_tokens_in_order_then_filling() -> None:
     total = sum(LENGTHS) + len(LENGTHS) * (BEFORE + PATCHES)
-    where = packing(mask_of(LENGTHS), BEFORE, PATCHES, rounded(total))
+    where = packing(mask_of(LENGTHS), BEFORE, PATCHES, row_length(total))
     L = BEFORE + S + PATCHES
     numbered = torch.arange(len(LENGTHS) * L).reshape(len(LENGTHS), L, 1).float()
     row = where.pack(numbered)[:, 0]
@@ -28,7 +28,7 @@ def test_a_row_holds_each_images_own_tokens_in_order_then_filling() -> None:
         numbered[i, j, 0] for i, n in enumerate(LENGTHS) for j in range(L) if not BEFORE + n <= j < BEFORE + S
     ]
     assert row[:total].tolist() == expected
-    assert len(row) == rounded(total)
+    assert len(row) == row_length(total)
     ends = torch.tensor([n + BEFORE + PATCHES for n in LENGTHS]).cumsum(0)
     assert where.offsets[1 : len(LENGTHS) + 1].tolist() == ends.tolist()
     assert where.offsets[-1] == len(row)
@@ -47,8 +47,14 @@ def test_the_mean_of_packed_values_is_the_mean_of_the_images_means() -> None:
 
 @pytest.mark.parametrize("total", [1, 64, 1000, 2100, 4095, 4096, 87_123])
 def test_rows_are_rounded_up_by_few_percent(total: int) -> None:
-    assert total <= rounded(total) <= max(64, 1.07 * total)
-    assert rounded(rounded(total)) == rounded(total)
+    assert total <= row_length(total) <= max(64, 1.07 * total)
+    assert row_length(row_length(total)) == row_length(total)
+
+
+def test_batches_that_fit_the_room_share_a_length() -> None:
+    assert {row_length(total, 25_000) for total in (23_500, 24_100, 25_000)} == {25_024}
+    assert row_length(25_100, 25_000) == row_length(25_100)  # too small
+    assert row_length(20_000, 25_000) == row_length(20_000)  # far too large
 
 
 @pytest.mark.parametrize("fill", [0, 1, 60, 63])
@@ -81,8 +87,8 @@ def test_the_network_and_its_gradients_are_those_of_the_padded_batch(pcm: str) -
     label, mask = torch.tensor([0, 3, 1, 2, 4]), mask_of(LENGTHS)
     context = torch.randn(5, S, 6).masked_fill(~mask[..., None], 9.0)
     found = []
-    for texts in (None, sum(LENGTHS)):
-        out = net(x, t, label, context, mask, texts)
+    for row in (None, net.uvit.row_length(5, sum(LENGTHS))):
+        out = net(x, t, label, context, mask, row)
         recon = net.recon[0] if net.recon is not None else out.new_zeros(())
         variance = net.recon[1] if net.recon is not None else out.new_zeros(())
         net.zero_grad()

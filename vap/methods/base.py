@@ -63,22 +63,19 @@ class Condition(Movable):
     mask: Tensor | None = None  # (B, S) bool, True where a token is real; real ones come first
     lengths: tuple[int, ...] | None = None
     """Real tokens of each row, known to the host: lets a network compute without padding."""
-
-    @property
-    def texts(self) -> int | None:
-        """The real tokens of all rows, where they are known to the host."""
-        return None if self.lengths is None else sum(self.lengths)
+    room: int | None = None  # as many of them as the rows of such a batch may have together
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Condition:
         """`change` of every tensor, which leaves the rows what they are."""
         context = None if self.context is None else change(self.context)
         mask = None if self.mask is None else change(self.mask)
-        return Condition(change(self.label), context, mask, self.lengths)
+        return Condition(change(self.label), context, mask, self.lengths, self.room)
 
     def part(self, rows: slice) -> Condition:
         """Some of its rows."""
         some = self.map(lambda tensor: tensor[rows])
         some.lengths = None if self.lengths is None else self.lengths[rows]
+        some.room = None
         return some
 
     def padded(self, tokens: int) -> Condition:
@@ -87,7 +84,7 @@ class Condition(Movable):
             return self
         more = tokens - self.context.shape[1]
         context, mask = F.pad(self.context, (0, 0, 0, more)), F.pad(self.mask, (0, more))
-        return Condition(self.label, context, mask, self.lengths)
+        return Condition(self.label, context, mask, self.lengths, self.room)
 
     def joined(self, other: Condition) -> Condition:
         """The rows of both, this one's first."""

@@ -63,7 +63,7 @@ class VapNet(nn.Module):
         label: Tensor,
         context: Tensor,
         mask: Tensor | None,
-        texts: int | None = None,
+        row: int | None = None,
     ) -> Tensor:
         """As UViT.forward; L_recon of this pass is left in `recon`."""
 
@@ -74,8 +74,13 @@ class VapNet(nn.Module):
             return hidden
 
         return self.uvit(  # type: ignore[no-any-return]
-            x, t, label, context, mask, bridge if self.pcm is not None else None, texts
+            x, t, label, context, mask, bridge if self.pcm is not None else None, row
         )
+
+
+def unwrapped(net: Any) -> VapNet:
+    """The network itself, which DistributedDataParallel keeps under .module."""
+    return getattr(net, "module", net)  # type: ignore[no-any-return]
 
 
 class Method(uvit.Method):
@@ -91,16 +96,18 @@ class Method(uvit.Method):
     def predict(self, net: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """As every method's; on a GPU in half precision without padding."""
         c = condition
-        packed = x.is_cuda and torch.is_autocast_enabled("cuda")  # variable-length attention takes no float32
-        return net(x, t, c.label, c.context, c.mask, c.texts if packed else None)  # type: ignore[no-any-return]
+        row = None
+        if c.lengths is not None and x.is_cuda and torch.is_autocast_enabled("cuda"):  # not in float32
+            row = unwrapped(net).uvit.row_length(len(x), sum(c.lengths), c.room)
+        return net(x, t, c.label, c.context, c.mask, row)  # type: ignore[no-any-return]
 
     def loss(self, net: nn.Module, batch: Batch, schedule: Schedule) -> tuple[Tensor, dict[str, Tensor]]:
         """L_VAP = L_D + alpha L_recon (paper Eq. 3)."""
         denoising, _ = super().loss(net, batch, schedule)
-        inner: Any = getattr(net, "module", net)  # DDP keeps the network under .module
-        if inner.recon is None:
+        found = unwrapped(net).recon
+        if found is None:
             return denoising, {}
-        recon_loss, variance = inner.recon
+        recon_loss, variance = found
         logs = {
             "denoising_loss": denoising.detach(),
             "recon_loss": recon_loss.detach(),

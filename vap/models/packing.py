@@ -17,17 +17,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SMALLEST = 64  # tokens that a row is rounded up to
+SMALLEST = 64  # tokens that a row is rounded up to a multiple of
+FILLED = 16  # at most one in so many tokens of a row is a filling one, but SMALLEST always may
 
 
-def _step(total: int) -> int:
-    """What a row of `total` tokens is rounded up to a multiple of: 1.5 to 3 % of it."""
-    return max(SMALLEST, 1 << max(total.bit_length() - 6, 0))
+def _most_filling(row: int) -> int:
+    return max(row // FILLED, SMALLEST)
 
 
-def rounded(total: int) -> int:
-    """The length T of the row for `total` real tokens."""
-    return -(-total // _step(total)) * _step(total)
+def row_length(total: int, room: int | None = None) -> int:
+    """The length T of the row for `total` real tokens.
+
+    Args:
+        room: as many as a batch of this kind is expected to need; batches for which it is right, neither too
+            small nor far too large, share one length, and so one compiled network.
+    """
+    if room is not None:
+        row = -(-room // SMALLEST) * SMALLEST
+        if 0 <= row - total <= _most_filling(row):
+            return row
+    step = max(SMALLEST, 1 << max(total.bit_length() - 5, 0))  # 3 to 6 % of it
+    return -(-total // step) * step
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,7 @@ def packing(mask: Tensor, before: int, patches: int, row: int) -> Packing:
         mask: (B, S) True where a context token is real; real ones come first.
         before: tokens in front of the context.
         patches: N.
-        row: T, `rounded` of the number of real tokens.
+        row: T, `row_length` of the number of real tokens.
     """
     B, S = mask.shape
     device = mask.device
@@ -94,7 +104,7 @@ def packing(mask: Tensor, before: int, patches: int, row: int) -> Packing:
     padding = torch.where(within < before + texts[image], 0, S - texts[image])  # that is left out before it
     longest = before + S + patches
     rows = torch.where(real, image * longest + within + padding, 0)
-    runs = -(-_step(row) // longest)
+    runs = -(-_most_filling(row) // longest)
     fill = (ends[-1] + longest * torch.arange(1, runs + 1, device=device)).clamp(max=row)
     offsets = torch.cat([ends.new_zeros(1), ends, fill]).to(torch.int32)
     own = (starts + before + texts)[:, None] + torch.arange(patches, device=device)  # (B, N)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vap.models.init import init_weights
-from vap.models.packing import Packing, packing, rounded, varlen_attention
+from vap.models.packing import Packing, packing, row_length, varlen_attention
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -231,6 +231,17 @@ class UViT(nn.Module):
             nn.init.dirac_(self.final_layer.weight)
             nn.init.zeros_(self.final_layer.bias)  # type: ignore[arg-type]
 
+    def row_length(self, batch: int, texts: int, room: int | None = None) -> int:
+        """The length of the row that a batch without padding takes.
+
+        Args:
+            batch: images.
+            texts: real context tokens of all of them.
+            room: as many as batches of this kind may need; see `vap.models.packing.row_length`.
+        """
+        others = batch * (1 + (self.label_emb is not None) + self.num_patches)
+        return row_length(texts + others, None if room is None else room + others)
+
     def tokens(
         self,
         x: Tensor,
@@ -238,11 +249,11 @@ class UViT(nn.Module):
         label: Tensor | None,
         context: Tensor | None,
         mask: Tensor | None,
-        texts: int | None = None,
+        row: int | None = None,
     ) -> tuple[Tensor, Tensor | Packing | None]:
         """All tokens with their positions, and the attention mask over them (None: attend to all).
 
-        With `texts` they are packed, and the mask is how. Under autocast they have its dtype.
+        With `row` they are packed, and the mask is how. Under autocast they have its dtype.
         """
         B = x.shape[0]
         patches = self.patch_embed(x)  # (B, N, D)
@@ -267,10 +278,10 @@ class UViT(nn.Module):
         tokens = torch.cat([*parts, patches], dim=1) + positions
         if patches.dtype in HALF:
             tokens = tokens.to(patches.dtype)
-        if texts is None or attend is None:
+        if row is None or attend is None:
             return tokens, attend
         assert mask is not None
-        where = packing(mask, fixed, self.num_patches, rounded(texts + B * (fixed + self.num_patches)))
+        where = packing(mask, fixed, self.num_patches, row)
         return where.pack(tokens), where
 
     def forward(
@@ -281,7 +292,7 @@ class UViT(nn.Module):
         context: Tensor | None = None,
         mask: Tensor | None = None,
         bridge: Callable[[Tensor, Tensor, Tensor | Packing | None], Tensor] | None = None,
-        texts: int | None = None,
+        row: int | None = None,
     ) -> Tensor:
         """Predict the noise in `x`.
 
@@ -293,13 +304,13 @@ class UViT(nn.Module):
             mask: (B, S) True where `context` is a real token; real ones come first.
             bridge: (features of the input blocks F_e, output of the middle block, attention mask or packing)
                 to the input of the output blocks; where the Prototype Condition Mechanism stands.
-            texts: number of real context tokens of the whole batch: computes without padding (for a GPU in
-                half precision); None: with padding and a mask.
+            row: `row_length` of the batch's context tokens: computes without padding, in a row of so many
+                tokens (for a GPU in half precision); None: with padding and a mask.
 
         Returns:
             (B, C, H, W) predicted noise.
         """
-        h, attend = self.tokens(x, t, label, context, mask, texts)
+        h, attend = self.tokens(x, t, label, context, mask, row)
         skips = []
         for block in self.in_blocks:
             h = block(h, mask=attend)

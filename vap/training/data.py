@@ -222,6 +222,28 @@ class LatentData(TrainingData):
         x0 = (mean + (0.5 * logvar).exp() * posterior_noise.to(mean.device, non_blocking=True)) * self.scale
         return x0, rows
 
+    def batch(
+        self,
+        step: int,
+        seed: int,
+        batch_size: int,
+        condition_dropout: float,
+        timesteps: int,
+        part: slice = slice(None),
+    ) -> Batch:
+        batch = super().batch(step, seed, batch_size, condition_dropout, timesteps, part)
+        batch.condition.room = self._room(len(batch.x0), condition_dropout)
+        return batch
+
+    def _room(self, rows: int, dropout: float) -> int | None:
+        """Context tokens that all but one in 30,000 batches of `rows` images stay below."""
+        if self.held_texts is None:
+            return None
+        lengths, null = self.held_texts.lengths[self.prompts], float(self.held_texts.lengths[NULL_ROW])
+        mean = (1 - dropout) * lengths.mean() + dropout * null
+        squares = (1 - dropout) * (lengths.astype(float) ** 2).mean() + dropout * null**2
+        return int(rows * mean + 4 * (rows * (squares - mean**2)) ** 0.5)
+
     def condition(self, rows: npt.NDArray[np.int64], drop: Tensor) -> Condition:
         plain = super().condition(rows, drop)
         if self.bank is None:
