@@ -7,6 +7,7 @@ tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -34,7 +35,9 @@ def condition(sizes: Sizes, batch: int) -> tuple[Condition, Tensor]:
     S = -(-int(lengths.max()) // 32) * 32  # as vap/stages/train.py has it for a GPU
     mask = torch.arange(S) < lengths[:, None]
     label = torch.randint(0, sizes.classes, (batch,))
-    return described(label, padded[:, :S].masked_fill(~mask[..., None], 0), mask), padded
+    ours = described(label, padded[:, :S].masked_fill(~mask[..., None], 0), mask)
+    ours.room = int(lengths.sum()) + 8 * math.isqrt(batch)  # vap/training/data.py knows how lengths vary
+    return ours, padded
 
 
 def our_method(pcm: str, sizes: Sizes) -> tuple[Method, Shapes]:

@@ -30,6 +30,7 @@ from vap.prompts.bank import PromptBank
 from vap.training import data as training_data
 from vap.training import image_data, loop, watch
 from vap.training.data import LatentData
+from vap.training.denoising import DiffusionLearner
 from vap.training.prefetch import prefetched
 
 CLASSES = ["mole", "scar"]
@@ -241,6 +242,21 @@ def test_an_exploded_loss_is_one_line_with_what_to_try(monkeypatch: pytest.Monke
     assert "lr" in line
     assert "step-00000003" in line
     assert "\n" not in line
+
+
+def test_a_kernel_that_is_not_deterministic_is_one_line_with_what_to_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """PyTorch refuses it on a GPU under compute.deterministic."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError(
+            "grid_sampler_2d_backward_cuda does not have a deterministic implementation, but …"
+        )
+
+    monkeypatch.setattr(DiffusionLearner, "step", refuse)
+    with pytest.raises(VapError, match=r"grid_sampler.*implementation; .*compute\.deterministic: false"):
+        stage.run(settings(), "own", "uvit")
 
 
 def test_gradients_that_are_no_numbers_stop_the_run_unless_a_scaler_expects_them() -> None:

@@ -18,21 +18,31 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SMALLEST = 64  # tokens that a row is rounded up to a multiple of
-FILLED = 16  # at most one in so many tokens of a row is a filling one, but SMALLEST always may
+FILLED = 8  # at most one in so many tokens of a row is a filling one, but 2 SMALLEST always may be
 
 
 def _most_filling(row: int) -> int:
-    return max(row // FILLED, SMALLEST)
+    return max(row // FILLED, 2 * SMALLEST)
 
 
-def row_length(total: int, room: int | None = None) -> int:
-    """The length T of the row for `total` real tokens.
+def runs_of_filling(row: int, longest: int) -> int:
+    """How many sequences take the filling tokens of a row, none of them longer than `longest`."""
+    return -(-_most_filling(row) // longest)
+
+
+def row_length(total: int, images: int, shortest: int, room: int | None = None) -> int:
+    """The length T of the row for `total` real tokens; each run of filling tokens gets one at least.
 
     Args:
+        images: B.
+        shortest: at most the tokens of any image.
         room: as many as a batch of this kind is expected to need; batches for which it is right, neither too
             small nor far too large, share one length, and so one compiled network.
     """
+    spare = images // 4 + 2 * SMALLEST // shortest + 2  # at least runs_of_filling(T, …)
+    total += spare
     if room is not None:
+        room += spare
         row = -(-room // SMALLEST) * SMALLEST
         if 0 <= row - total <= _most_filling(row):
             return row
@@ -47,7 +57,7 @@ class Packing:
     Attributes:
         rows: (T,) int64, which of the B·L padded tokens is which of the row; 0 for filling tokens.
         offsets: (B + 1 + F,) int32, where each image begins, where the last one ends, and where each run of
-            filling tokens ends.
+            filling tokens ends. No sequence is empty.
         patches: (B·N,) int64, places of the patches in the row.
         weight: (T,) float32, 1 / (B · tokens of the image); 0 for filling tokens.
         longest: at least the tokens of any image and of any run of filling tokens.
@@ -63,12 +73,16 @@ class Packing:
 
     @property
     def fillings(self) -> int:
-        """F, the runs of filling tokens; some may be empty."""
+        """F, the runs of filling tokens."""
         return len(self.offsets) - 1 - self.images
 
     def pack(self, x: Tensor) -> Tensor:
         """(B, L, D) to (T, D)."""
         return x.flatten(0, 1).index_select(0, self.rows)
+
+    def real(self, x: Tensor) -> Tensor:
+        """`x` (T, D) with zeros, and no gradient, in the place of filling tokens."""
+        return torch.where(self.weight[:, None] > 0, x, 0.0)
 
     def last(self, x: Tensor) -> Tensor:
         """(T, D) to the patches alone, (B·N, D)."""
@@ -104,8 +118,8 @@ def packing(mask: Tensor, before: int, patches: int, row: int) -> Packing:
     padding = torch.where(within < before + texts[image], 0, S - texts[image])  # that is left out before it
     longest = before + S + patches
     rows = torch.where(real, image * longest + within + padding, 0)
-    runs = -(-_most_filling(row) // longest)
-    fill = (ends[-1] + longest * torch.arange(1, runs + 1, device=device)).clamp(max=row)
+    runs = torch.arange(1, runs_of_filling(row, longest) + 1, device=device)
+    fill = torch.minimum(ends[-1] + longest * runs, row - runs.flip(0) + 1)  # no run is empty
     offsets = torch.cat([ends.new_zeros(1), ends, fill]).to(torch.int32)
     own = (starts + before + texts)[:, None] + torch.arange(patches, device=device)  # (B, N)
     weight = torch.where(real, 1.0 / (lengths[image] * B), 0.0)

@@ -80,7 +80,8 @@ class Attention(nn.Module):
             q = F.linear(where.last(x), self.qkv.weight[:D]).reshape(
                 -1, self.heads, D // self.heads
             )  # (B·N, …)
-            k, v = F.linear(x, self.qkv.weight[D:]).reshape(-1, 2, self.heads, D // self.heads).unbind(1)
+            pairs = where.real(F.linear(x, self.qkv.weight[D:]))  # no patch looks at filling tokens, so that
+            k, v = pairs.reshape(-1, 2, self.heads, D // self.heads).unbind(1)  # no gradient is written there
             offsets = offsets[: where.images + 1]
             q_offsets = last * torch.arange(where.images + 1, dtype=torch.int32, device=x.device)
             longest_q = last
@@ -239,8 +240,9 @@ class UViT(nn.Module):
             texts: real context tokens of all of them.
             room: as many as batches of this kind may need; see `vap.models.packing.row_length`.
         """
-        others = batch * (1 + (self.label_emb is not None) + self.num_patches)
-        return row_length(texts + others, None if room is None else room + others)
+        shortest = 1 + (self.label_emb is not None) + self.num_patches
+        others = batch * shortest
+        return row_length(texts + others, batch, shortest, None if room is None else room + others)
 
     def tokens(
         self,
