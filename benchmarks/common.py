@@ -6,12 +6,12 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
-LOWER_IS_BETTER = ("s", "MB")
+LOWER_IS_BETTER = ("s", "MB", "loss")
 TOY = bool(os.environ.get("VAP_BENCH_TOY"))  # a run that shows that a benchmark starts, in seconds
 
 
@@ -26,14 +26,15 @@ class Result:
 
     Attributes:
         ours, reference: in `unit`.
-        unit: a rate ("img/s": higher is better), or a time or size ("s", "MB": lower is better).
+        unit: a rate ("img/s": higher is better), or a time, size or loss ("s", "MB", "loss": lower is
+            better).
         details: further numbers, for the JSON file.
     """
 
     ours: float
     reference: float
     unit: str
-    details: Mapping[str, float | str] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def ratio(self) -> float:

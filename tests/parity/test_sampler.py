@@ -11,12 +11,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from vap.diffusion.guidance import guided
-from vap.diffusion.loss import denoising_loss
+from vap.diffusion.loss import border_error, denoising_errors
 from vap.diffusion.sampler import _ddpm, _dpm_solver_pp, noise_of, sample, time_grid
 from vap.diffusion.schedule import Schedule
 
@@ -338,10 +339,22 @@ def test_denoising_loss_is_equation_2() -> None:
         seen.extend([x, at])
         return noise + torch.arange(3.0)[:, None, None, None]
 
-    loss = denoising_loss(predict, SCHEDULE, x0, t, noise)
+    loss = denoising_errors(predict, SCHEDULE, x0, t, noise).mean()
     assert float(loss) == pytest.approx((0 + 1 + 4) / 3, rel=1e-5)
     assert torch.equal(seen[0], SCHEDULE.add_noise(x0, noise, t))
     assert seen[1] is t
+
+
+def test_the_border_error_is_that_of_the_worst_row_or_column() -> None:
+    errors = torch.ones(3, 2, 6, 8)
+    assert border_error(errors) == 1
+    for side in (np.s_[..., 0, :], np.s_[..., -1, :], np.s_[..., 0], np.s_[..., -1]):
+        bad = errors.clone()
+        bad[side] = 4
+        assert border_error(bad) == pytest.approx(4 / float(bad.mean()), rel=1e-5)
+    inside = errors.clone()
+    inside[..., 2, 3] = 50
+    assert border_error(inside) < 1
 
 
 def conditioned(calls: list[bool]) -> Callable[[Tensor, Tensor, bool], Tensor]:

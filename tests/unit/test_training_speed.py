@@ -390,7 +390,7 @@ def test_two_processes_by_the_command_line_train_what_one_trains(method: str) ->
     assert together.returncode == 0, said
     assert_near(load_file(f"results/models/own/{method}/model.safetensors"), one)
     found = np.genfromtxt(log, delimiter=",", names=True)
-    monitors = {"recon_share", "feature_std"}  # of each process's images
+    monitors = {"recon_share", "feature_std", "border_error"}  # of each process's images
     for name in set(losses.dtype.names) - monitors:
         np.testing.assert_allclose(found[name], losses[name], atol=1e-5)
 

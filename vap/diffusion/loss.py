@@ -1,22 +1,23 @@
-"""The denoising objective (paper Eq. 2)."""
+"""The denoising objective (paper Eq. 2), and where in the latents it is missed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from vap.diffusion.schedule import Schedule
 
 
-def denoising_loss(
+def denoising_errors(
     predict: Callable[[Tensor, Tensor], Tensor],
     schedule: Schedule,
     x0: Tensor,
     t: Tensor,
     noise: Tensor,
 ) -> Tensor:
-    """L_D = |eps - eps_theta(x_t, t)|², the mean over batch and elements.
+    """|eps - eps_theta(x_t, t)|² of every element; its mean over batch and elements is L_D.
 
     Args:
         predict: (x_t (B, C, H, W), t (B,)) to the predicted noise.
@@ -25,7 +26,24 @@ def denoising_loss(
         noise: eps, like x0.
 
     Returns:
-        scalar, float32.
+        (B, C, H, W) float32.
     """
     noise_pred = predict(schedule.add_noise(x0, noise, t), t)
-    return (noise_pred.float() - noise.float()).square().mean()
+    return (noise_pred.float() - noise.float()).square()
+
+
+def border_error(errors: Tensor) -> Tensor:
+    """The error of the worst of the four outermost rows and columns, over the mean error.
+
+    Near 1 where a network does its work everywhere; well above where it leaves noise in a border, as one does
+    whose final convolution has learned to shift the latents by a pixel.
+
+    Args:
+        errors: (B, C, H, W) squared errors.
+
+    Returns:
+        scalar, detached.
+    """
+    found = errors.detach().mean((0, 1))  # (H, W)
+    borders = torch.stack([found[0].mean(), found[-1].mean(), found[:, 0].mean(), found[:, -1].mean()])
+    return borders.max() / found.mean().clamp_min(torch.finfo(found.dtype).tiny)

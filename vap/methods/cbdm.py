@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from vap.diffusion.loss import border_error
 from vap.diffusion.schedule import Schedule
 from vap.methods.base import Batch, Shapes
 from vap.methods.diffusion import DiffusionMethod, DiffusionTrainParams
@@ -69,13 +70,15 @@ class Method(DiffusionMethod[CbdmParams]):
         assert other is not None
         x = schedule.add_noise(batch.x0, batch.noise, batch.t)
         h, h_other = net(x.repeat(2, 1, 1, 1), batch.t.repeat(2), torch.cat([label, other])).float().chunk(2)
-        denoising = (h - batch.noise.float()).square().mean()
+        errors = (h - batch.noise.float()).square()
+        denoising = errors.mean()
         labelled = (label < self.null_class(net)).float()
         weight = self.train.tau * labelled * batch.t / schedule.timesteps  # (B,)
         towards = (h - h_other.detach()).square().flatten(1).mean(1)
         commitment = (h.detach() - h_other).square().flatten(1).mean(1)
         balancing = (weight * (towards + COMMITMENT * commitment)).mean()
-        return denoising + balancing, {"denoising_loss": denoising.detach(), "balancing": balancing.detach()}
+        logs = {"denoising_loss": denoising.detach(), "balancing": balancing.detach()}
+        return denoising + balancing, {**logs, "border_error": border_error(errors)}
 
     @staticmethod
     def null_class(net: Any) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from vap.diffusion.loss import denoising_loss
+from vap.diffusion.loss import border_error, denoising_errors
 from vap.diffusion.schedule import Schedule
 from vap.methods.base import (
     Batch,
@@ -57,10 +57,10 @@ class DiffusionMethod(Method[ModelParams]):
     def loss(self, net: nn.Module, batch: Batch, schedule: Schedule) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss, a scalar (here L_D, a mean squared error), and detached scalars for the log."""
         c = batch.condition
-        loss = denoising_loss(
+        errors = denoising_errors(
             lambda x, t: self.predict(net, x, t, c), schedule, batch.x0, batch.t, batch.noise
         )
-        return loss, {}
+        return errors.mean(), {"border_error": border_error(errors)}
 
     def predict(self, net: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The network's output for noisy data x (B, C, H, W) at times t (B,): the predicted noise."""

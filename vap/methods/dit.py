@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from vap.diffusion.loss import denoising_loss
+from vap.diffusion.loss import border_error, denoising_errors
 from vap.diffusion.schedule import Schedule
 from vap.methods.base import Batch
 from vap.methods.latents import LatentMethod
@@ -73,12 +73,13 @@ class Method(LatentMethod[DiTParams]):
             found.extend(net(x, t, batch.condition.label).split(batch.x0.shape[1], dim=1))
             return found[0]
 
-        simple = denoising_loss(predict, schedule, batch.x0, batch.t, batch.noise)
+        errors = denoising_errors(predict, schedule, batch.x0, batch.t, batch.noise)
+        simple, logs = errors.mean(), {"border_error": border_error(errors)}
         if not self.model.learn_sigma:
-            return simple, {}
+            return simple, logs
         noise_pred, place = found
         bound = variational_bound(noise_pred.detach(), place, batch.x0, batch.t, batch.noise, schedule).mean()
-        return simple + bound, {"denoising_loss": simple.detach(), "vlb": bound.detach()}
+        return simple + bound, {"denoising_loss": simple.detach(), "vlb": bound.detach(), **logs}
 
     @property
     def learns_variance(self) -> bool:

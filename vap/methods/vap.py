@@ -103,12 +103,12 @@ class Method(uvit.Method):
 
     def loss(self, net: nn.Module, batch: Batch, schedule: Schedule) -> tuple[Tensor, dict[str, Tensor]]:
         """L_VAP = L_D + alpha L_recon (paper Eq. 3)."""
-        denoising, _ = super().loss(net, batch, schedule)
+        denoising, logs = super().loss(net, batch, schedule)
         found = unwrapped(net).recon
         if found is None:
-            return denoising, {}
+            return denoising, logs
         recon_loss, variance = found
-        logs = {
+        logs |= {
             "denoising_loss": denoising.detach(),
             "recon_loss": recon_loss.detach(),
             "recon_share": recon_loss.detach() / variance.clamp_min(torch.finfo(torch.float32).tiny),
