@@ -410,6 +410,9 @@ class FigureParams(Section):
     zoom: Annotated[int, Field(ge=1, le=16)]  # times prepare.image_size, a side of one of the images
 
 
+COMPILE_PAYS = 2000  # passes of a network from which compiling it on a GPU saves more time than it takes
+
+
 class ComputeParams(Section):
     device: Literal["auto", "cpu", "cuda", "mps"]
     threads: PositiveInt
@@ -421,10 +424,15 @@ class ComputeParams(Section):
     micro_batch: PositiveInt | None
     preview_every: PositiveInt | None
 
-    def compile_mode(self, device_type: str) -> str | None:
-        """The mode of torch.compile for a network on a device of this type; None: do not compile it."""
+    def compile_mode(self, device_type: str, passes: int) -> str | None:
+        """The mode of torch.compile for a network; None: do not compile it.
+
+        Args:
+            device_type: where it computes.
+            passes: how often a batch goes through it, from which "auto" sees whether the minute is repaid.
+        """
         gpu = device_type == "cuda"
-        if not (gpu if self.compile == "auto" else self.compile):
+        if not (gpu and passes >= COMPILE_PAYS if self.compile == "auto" else self.compile):
             return None
         return "reduce-overhead" if gpu and self.cuda_graphs else "default"
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +69,9 @@ class Generator:
         place = f"{folder / CONFIG}: schedule"
         self.schedule = None if schedule is None else checked(ScheduleParams, schedule, place, "train again")
         self.net.to(device).eval()
-        if compute is not None and (mode := compute.compile_mode(device.type)) is not None:
+        passes = -(-settings.n // settings.batch_size) * settings.steps
+        mode = None if compute is None else compute.compile_mode(device.type, passes)
+        if mode is not None:
             self.net.compile(mode=mode)  # type: ignore[no-untyped-call]
         self.autoencoder: Autoencoder | None = None
         if self.method.kind in WITH_DECODER:
@@ -205,16 +209,19 @@ def run(params: Params, dataset: str, name: str, condition: str) -> Path:
             draws,
         )
         texts = [draws.text(row) for row in chosen] if draws and chosen else [None] * len(rows)
+        with ThreadPoolExecutor(writers) as pool:  # PNG takes more time than a GPU takes to draw
+            encoded = list(pool.map(encode, images))
         return pa.RecordBatch.from_arrays(
             [
                 pa.array(list(rows), pa.int64()),
                 pa.array([generator.classes[labels[i]] for i in rows], pa.string()),
                 pa.array(texts, pa.string()),
-                pa.array([encode(image) for image in images], pa.binary()),
+                pa.array(encoded, pa.binary()),
             ],
             schema=SCHEMAS["samples"],
         )
 
+    writers = (os.cpu_count() or 1) if device.type == "cuda" else 1
     path = samples_path(dataset, name, condition)
     build_arrow(
         path,

@@ -49,13 +49,14 @@ def run(params: Params, dataset: str, name: str) -> Path:
     device = set_up_torch(params.compute)
     implementation = method_of(params, method)
     require_place(model_path(dataset, name))
-    even = TEXT_MULTIPLE if device.type == "cuda" or params.compute.compile_mode(device.type) else 1
+    own = implementation.train
+    compiled = params.compute.compile_mode(device.type, own.steps) is not None
+    even = TEXT_MULTIPLE if device.type == "cuda" or compiled else 1
     only = share_of(dataset, wanted.percent, params.seed)
     data = implementation.data(dataset, even, only)
     inputs = dict(data.inputs)
     if only is not None:
         inputs["prepared"] = prepared_path(dataset)
-    own = implementation.train
     if implementation.start_from is not None:
         if not implementation.start_from.is_file():
             raise VapError(

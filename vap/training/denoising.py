@@ -64,7 +64,7 @@ class DiffusionLearner(Learner[Batch]):
         )
         self.ema = Ema(net, self.own.ema_decay, shared.ema_warmup)
         self.piece = compute.micro_batch or self.own.batch_size
-        self.compile_mode = compute.compile_mode(accelerator.device.type)
+        self.compile_mode = compute.compile_mode(accelerator.device.type, self.own.steps)
         self._wrapped: Any = None
 
     def _prepare(self) -> None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 class GanTrainParams(Protocol):
     """What the loop reads of a method's train section; see the section's comments for each."""
 
+    steps: int
     batch_size: int
     lr: float
     lr_discriminator: float
@@ -112,7 +113,7 @@ class GanLearner(Learner[GanBatch]):
                 "change it, or compute.processes",
             )
         self.piece = max((compute.micro_batch or own.batch_size) // groups * groups, groups)
-        mode = compute.compile_mode(accelerator.device.type)
+        mode = compute.compile_mode(accelerator.device.type, own.steps)
         if mode is not None:  # the discriminator is differentiated twice, which compiled code is not
             self.generator.compile(mode=mode)
 
