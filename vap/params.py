@@ -410,7 +410,7 @@ class FigureParams(Section):
     zoom: Annotated[int, Field(ge=1, le=16)]  # times prepare.image_size, a side of one of the images
 
 
-COMPILE_PAYS = 2000  # passes of a network from which compiling it on a GPU saves more time than it takes
+COMPILE_PAYS = 1000  # passes of a network from which compiling it on a GPU saves more time than it takes
 
 
 class ComputeParams(Section):
