@@ -7,7 +7,7 @@ UV      := .tools/bin/uv
 READY   := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: table1 test test-slow test-vllm test-gpu check format bench lock setup clean help
+.PHONY: table1 test test-slow test-vllm test-gpu gpu-bundle check format bench lock setup clean help
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -28,6 +28,10 @@ test-vllm: $(READY) ## the tests with a real vLLM server, where one can be insta
 
 test-gpu: $(READY) ## the tests on a GPU: right to a stated tolerance, and what is bitwise
 	python -m pytest tests/gpu
+
+gpu-bundle: $(READY) ## what a GPU machine without a network needs, in FOLDER=gpu-bundle; PROJECT= and DATASET= for data
+	python -m benchmarks.gpu.bundle $(or $(FOLDER),gpu-bundle) $(if $(PROJECT),--project $(PROJECT)) \
+	  $(if $(DATASET),--dataset $(DATASET)) $(if $(GPU_PYTHON),--python $(GPU_PYTHON))
 
 check: $(READY)  ## format, lint, types, and the two graphs
 	ruff format --check .

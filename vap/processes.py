@@ -52,6 +52,7 @@ def launched_together(processes: int, command: list[str]) -> bool:
         try:
             for rank in range(processes):
                 place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
+                place |= {"LOCAL_WORLD_SIZE": processes}
                 environment = {name: str(value) for name, value in place.items()}
                 running.append(
                     subprocess.Popen(

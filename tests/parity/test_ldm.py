@@ -219,7 +219,7 @@ def test_every_weight_learns_but_the_scores_of_a_single_token() -> None:
     batch = Batch(given["x"].double(), Condition(given["label"]), given["t"], noise)
     loss, logs = own.loss(net, batch, schedule)
     loss.backward()
-    assert set(logs) == {"border_error"}
+    assert set(logs) == {"uneven_error"}
     still = {n for n, p in net.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-13}
     # over one token softmax is 1: queries, keys and the norm before them decide nothing
     assert {n.rsplit(".", 2)[-2] for n in still} == {"to_q", "to_k", "norm2"}

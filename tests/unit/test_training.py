@@ -355,7 +355,7 @@ def test_result_says_what_made_it() -> None:
         "train.csv",
     ]
     lines = (folder / "train.csv").read_text().splitlines()
-    assert lines[0].startswith("step,lr,loss,grad_norm,border_error,denoising_loss,recon_loss,recon_share")
+    assert lines[0].startswith("step,lr,loss,grad_norm,uneven_error,denoising_loss,recon_loss,recon_share")
     assert [line.split(",")[0] for line in lines[1:]] == ["2", "4", "6", "8"]
     # warm-up over 2 steps, then constant
     assert {float(line.split(",")[1]) for line in lines[1:]} == {1e-3}

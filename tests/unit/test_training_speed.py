@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from vap.errors import Stopped, VapError
 from vap.methods.base import Batch, Condition
 from vap.params import PARAMS_FILE
 from vap.prompts.bank import PromptBank
+from vap.stages.common import set_up_torch
 from vap.training import data as training_data
 from vap.training import image_data, loop, watch
 from vap.training.data import LatentData
@@ -329,6 +331,32 @@ def test_one_process_does_the_work_itself(monkeypatch: pytest.MonkeyPatch) -> No
     assert not processes.launched_together(4, ["train"])
 
 
+@pytest.mark.parametrize(("gpus", "rank", "local"), [(1, "1", 0), (2, "1", 1), (4, "3", 3), (1, None, 0)])
+def test_processes_share_the_gpus_that_there_are(
+    gpus: int, rank: str | None, local: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accelerate too takes its device from LOCAL_RANK, and NCCL wants a GPU for each process."""
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: chosen[-1])
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert set_up_torch(settings(compute__device="cuda").compute) == torch.device("cuda", local)
+    assert os.environ.get("LOCAL_RANK", "0") == str(local)
+
+    handed: dict[str, Any] = {}
+    monkeypatch.setattr("accelerate.Accelerator", lambda **settings: handed.update(settings))
+    for together in (gpus, gpus + 1):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(together))
+        loop.make_accelerator("cuda", "bf16")
+        handlers = handed["kwargs_handlers"]
+        assert (handlers is None) == (together <= gpus)
+    assert handlers[0].backend == "gloo"
+
+
 def test_processes_know_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(
         monkeypatch,
@@ -390,7 +418,7 @@ def test_two_processes_by_the_command_line_train_what_one_trains(method: str) ->
     assert together.returncode == 0, said
     assert_near(load_file(f"results/models/own/{method}/model.safetensors"), one)
     found = np.genfromtxt(log, delimiter=",", names=True)
-    monitors = {"recon_share", "feature_std", "border_error"}  # of each process's images
+    monitors = {"recon_share", "feature_std", "uneven_error"}  # of each process's images
     for name in set(losses.dtype.names) - monitors:
         np.testing.assert_allclose(found[name], losses[name], atol=1e-5)
 

@@ -32,11 +32,11 @@ def denoising_errors(
     return (noise_pred.float() - noise.float()).square()
 
 
-def border_error(errors: Tensor) -> Tensor:
-    """The error of the worst of the four outermost rows and columns, over the mean error.
+def uneven_error(errors: Tensor) -> Tensor:
+    """The error of the worst row or column of the latents, over the mean error.
 
-    Near 1 where a network does its work everywhere; well above where it leaves noise in a border, as one does
-    whose final convolution has learned to shift the latents by a pixel.
+    Near 1 where a network does its work everywhere. Well above, it leaves noise in a border, or is worse in
+    one row of every patch than in the other: what a final convolution does that shifts the latents.
 
     Args:
         errors: (B, C, H, W) squared errors.
@@ -45,5 +45,5 @@ def border_error(errors: Tensor) -> Tensor:
         scalar, detached.
     """
     found = errors.detach().mean((0, 1))  # (H, W)
-    borders = torch.stack([found[0].mean(), found[-1].mean(), found[:, 0].mean(), found[:, -1].mean()])
-    return borders.max() / found.mean().clamp_min(torch.finfo(found.dtype).tiny)
+    worst = torch.cat([found.mean(0), found.mean(1)]).max()
+    return worst / found.mean().clamp_min(torch.finfo(found.dtype).tiny)

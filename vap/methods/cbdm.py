@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from vap.diffusion.loss import border_error
+from vap.diffusion.loss import uneven_error
 from vap.diffusion.schedule import Schedule
 from vap.methods.base import Batch, Shapes
 from vap.methods.diffusion import DiffusionMethod, DiffusionTrainParams
@@ -78,7 +78,7 @@ class Method(DiffusionMethod[CbdmParams]):
         commitment = (h.detach() - h_other).square().flatten(1).mean(1)
         balancing = (weight * (towards + COMMITMENT * commitment)).mean()
         logs = {"denoising_loss": denoising.detach(), "balancing": balancing.detach()}
-        return denoising + balancing, {**logs, "border_error": border_error(errors)}
+        return denoising + balancing, {**logs, "uneven_error": uneven_error(errors)}
 
     @staticmethod
     def null_class(net: Any) -> int:

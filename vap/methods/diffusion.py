@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from vap.diffusion.loss import border_error, denoising_errors
+from vap.diffusion.loss import denoising_errors, uneven_error
 from vap.diffusion.schedule import Schedule
 from vap.methods.base import (
     Batch,
@@ -60,7 +60,7 @@ class DiffusionMethod(Method[ModelParams]):
         errors = denoising_errors(
             lambda x, t: self.predict(net, x, t, c), schedule, batch.x0, batch.t, batch.noise
         )
-        return errors.mean(), {"border_error": border_error(errors)}
+        return errors.mean(), {"uneven_error": uneven_error(errors)}
 
     def predict(self, net: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The network's output for noisy data x (B, C, H, W) at times t (B,): the predicted noise."""

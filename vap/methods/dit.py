@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from vap.diffusion.loss import border_error, denoising_errors
+from vap.diffusion.loss import denoising_errors, uneven_error
 from vap.diffusion.schedule import Schedule
 from vap.methods.base import Batch
 from vap.methods.latents import LatentMethod
@@ -74,7 +74,7 @@ class Method(LatentMethod[DiTParams]):
             return found[0]
 
         errors = denoising_errors(predict, schedule, batch.x0, batch.t, batch.noise)
-        simple, logs = errors.mean(), {"border_error": border_error(errors)}
+        simple, logs = errors.mean(), {"uneven_error": uneven_error(errors)}
         if not self.model.learn_sigma:
             return simple, logs
         noise_pred, place = found

@@ -104,13 +104,17 @@ def set_up_torch(compute: ComputeParams) -> torch.device:
     # what torch.use_deterministic_algorithms does, without its import of the compiler: 3 s a process
     torch._C._set_deterministic_algorithms(deterministic, warn_only=name != "cuda")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time and changes no result
-    if name == "cuda":  # of several processes on one machine each has its own
+    if name == "cuda":
         # a compiled network is kept for the next run; cuBLAS is deterministic with a workspace of its own
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path("work/compiled").resolve()))
         if compute.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = not compute.deterministic
         torch.backends.cudnn.deterministic = compute.deterministic
+        if (
+            "LOCAL_RANK" in os.environ
+        ):  # of several processes each has its own GPU, or they share what there is
+            os.environ["LOCAL_RANK"] = str(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device(name)

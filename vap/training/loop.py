@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import os
 import signal
 import sys
 from abc import ABC, abstractmethod
@@ -83,9 +84,14 @@ class Learner(ABC, Generic[B]):
 def make_accelerator(device: str, precision: str) -> Accelerator:
     """accelerate's view of the machine; of all processes, where several were started together."""
     from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
 
     mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
-    return Accelerator(cpu=device == "cpu", mixed_precision=mixed)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    shared = device.startswith("cuda") and here > torch.cuda.device_count()
+    # NCCL wants a GPU for each process
+    handlers = [InitProcessGroupKwargs(backend="gloo")] if shared else None
+    return Accelerator(cpu=device == "cpu", mixed_precision=mixed, kwargs_handlers=handlers)
 
 
 def train(
