@@ -94,6 +94,10 @@ TRANSIENT = {
     "429 with a string": (429, {"error": "slow down"}),
     "dropped": DROP,
     "torn": TEAR,
+    "200 with a 429 inside": (200, {"error": {"message": "upstream", "code": 429}}),
+    "200 with a 502 in a string": (200, {"error": {"message": "upstream overloaded", "code": "502"}}),
+    "200 with an error of no number": (200, {"error": {"message": "no", "code": "server_error"}}),
+    "200 with an error in words": (200, {"error": "upstream went away"}),
     "no text": answer(None),
     "white space": answer("  \n"),
     "stopped by SIGTERM": answer("A mole wi", "abort"),
@@ -145,6 +149,79 @@ def test_an_answer_that_does_not_come_in_time(waits: list[float]) -> None:
         gate.set()
 
 
+FORMS = {
+    "a string": {"content": "A mole."},
+    "parts": {"content": [{"type": "text", "text": "A "}, {"type": "text", "text": "mole."}]},
+    "a part that is no text": {"content": [{"type": "image_url"}, {"type": "text", "text": "A mole."}]},
+    "reasoning beside it": {"content": "A mole.", "reasoning_content": "Well.", "reasoning": "Well."},
+    "a refusal that is none": {"content": "A mole.", "refusal": None},
+    "thoughts": {"content": "<think>\nIs it a melanoma?\n</think>\n\nA mole."},
+    "thoughts whose start the prompt has": {"content": "Is it a melanoma?\n</think>\n\nA mole."},
+    "thoughts twice": {"content": "<think>a</think> <think>b</think>A mole."},
+    "thoughts within thoughts": {"content": "<think>a <think>b</think> c</think>A mole."},
+    "thoughts under another name": {"content": "<Thinking>Is it?</Thinking>A mole."},
+    "thoughts in other brackets": {"content": "◁think▷Is it?◁/think▷A mole."},
+    "more thoughts that are cut": {"content": "A mole.\n<think>But is"},
+}
+
+
+@pytest.mark.parametrize("told", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("finish", [{"finish_reason": "stop"}, {}], ids=["finished", "no reason given"])
+def test_an_answer_in_any_form_is_its_text_alone(told: dict[str, Any], finish: dict[str, str]) -> None:
+    with chat_server((200, {"choices": [{"message": told, **finish}]})) as server:
+        assert ask(server.url).text == "A mole."
+
+
+def test_a_model_that_wants_max_completion_tokens_gets_it(waits: list[float]) -> None:
+    words = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+
+    def reply(request: dict[str, Any]) -> Any:
+        if "max_tokens" in request:
+            return 400, {"error": {"message": words, "code": "unsupported_parameter"}}
+        return answer("A mole.")
+
+    with chat_server(reply) as server:
+        assert ask(server.url, times=3).text == "A mole."
+    assert [request.get("max_completion_tokens") for request in server.requests] == [None, 9, 9, 9]
+
+
+def test_a_server_that_wants_another_limit_for_ever_fails_the_request(waits: list[float]) -> None:
+    with chat_server((400, {"error": {"message": "max_completion_tokens is too large"}})) as server:
+        assert "too large" in fails(server.url)
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("url", "proxy"),
+    [
+        ("http://mllm.example.org/v1", "http://proxy:3128"),
+        ("https://mllm.example.org/v1", "http://secure:3128"),
+        ("http://inside.example.com/v1", None),
+        ("http://127.0.0.1:8000/v1", None),
+        ("http://localhost:8000/v1", None),
+        ("http://[::1]:8000/v1", None),
+    ],
+)
+def test_the_environments_proxy_is_for_other_machines(
+    url: str, proxy: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (
+        ("http", "http://proxy:3128"),
+        ("https", "http://secure:3128"),
+        ("no", "example.com"),
+    ):
+        monkeypatch.setenv(f"{name}_proxy", value)
+    assert client.proxy_of(url) == proxy
+
+
+def test_a_proxy_is_asked_in_the_servers_place(waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    with chat_server(answer("A mole.")) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
+        monkeypatch.delenv("no_proxy", raising=False)
+        assert ask("http://mllm.invalid/v1").text == "A mole."
+    assert len(proxy.requests) == 1
+
+
 # ── what is one image's failure ─────────────────────────────────────────────────────────────────
 
 REFUSED = {
@@ -153,6 +230,13 @@ REFUSED = {
     "422": ((422, {"detail": [{"msg": "extra"}]}), "HTTP 422"),
     "400 with an odd body": ((400, {"error": {"message": None}}), "HTTP 400 (None)"),
     "filtered": (answer("", "content_filter"), "content_filter"),
+    "200 with a 400 inside": ((200, {"error": {"message": "too long", "code": 400}}), "HTTP 400 (too long)"),
+    "200 without a choice": ((200, {"choices": [], "note": "busy"}), "no choice of an answer"),
+    "200 with choices null": ((200, {"choices": None}), "no choice of an answer"),
+    "refused": (
+        (200, {"choices": [{"message": {"content": None, "refusal": "I cannot."}, "finish_reason": "stop"}]}),
+        "the model refused: I cannot.",
+    ),
     "filtered with text": (answer("A mo", "content_filter"), "content_filter"),
 }
 
@@ -174,6 +258,7 @@ CAPPED = {
     "broken off": (answer("A m", "abort"), "request", "abort"),
     "empty": (answer(""), "empty", "an empty answer (finish_reason stop)"),
     "only thoughts": (answer(None, "length"), "empty", "an empty answer (finish_reason length)"),
+    "cut in its thoughts": (answer("<think>\nWell, the", "length"), "empty", "raise caption.max_tokens"),
 }
 
 
@@ -197,9 +282,9 @@ FATAL = {
     "405": ((405, b""), "HTTP 405"),
     "307": ((307, b""), "HTTP 307"),
     "200 without JSON": ((200, b"<html>Welcome</html>"), "no chat completion (<html>Welcome</html>)"),
-    "200 without choices": ((200, {"choices": []}), "no chat completion"),
+    "200 with a 401 inside": ((200, {"error": {"message": "who?", "code": "401"}}), "HTTP 401 (who?)"),
     "200 with a list": ((200, ["a", "list"]), "no chat completion"),
-    "200 with text in parts": (answer(["a", "list"]), "no chat completion"),  # type: ignore[arg-type]
+    "200 with a number for text": (answer(7), "no chat completion"),  # type: ignore[arg-type]
 }
 
 
@@ -210,7 +295,7 @@ def test_a_refusal_of_all_requests_ends_the_run_at_once(waits: list[float], faul
         assert server.url in line
     assert words in line
     assert len(server.requests) == 1
-    assert (KEY_VARIABLE in line) == (fault[0] in (401, 403))
+    assert (KEY_VARIABLE in line) == ("HTTP 401" in line or "HTTP 403" in line)
 
 
 @pytest.mark.parametrize("fault", [(500, b"engine died"), DROP], ids=["500", "dropped"])

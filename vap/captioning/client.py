@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ipaddress
 import json
 import random
 import sys
 import time
+import urllib.parse
+import urllib.request
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -22,6 +26,8 @@ RETRIES = {"empty": 2, "request": 5, "server": 6}
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds; it doubles each time
 ASIDE_FROM = 3  # troubles in a row from which it is told that a server is set aside
 PROBE_TIMEOUT = 10.0  # seconds
+
+NEWER_LIMIT = "max_completion_tokens"
 
 Recover = Callable[[], Awaitable[bool]]
 
@@ -41,6 +47,21 @@ class Endpoint:
     in_flight: int = 0
     troubles: int = 0
     aside_until: float = 0.0
+
+
+def proxy_of(url: str) -> str | None:
+    """The proxy that the environment names for a server (HTTPS_PROXY, NO_PROXY, …); none for this machine."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError:  # no URL, which is told where it is asked
+        return None
+    host = parts.hostname or ""
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(host).is_loopback:
+            return None
+    if host == "localhost" or urllib.request.proxy_bypass(host):
+        return None
+    return urllib.request.getproxies().get(parts.scheme)
 
 
 class ChatClient:
@@ -73,7 +94,12 @@ class ChatClient:
         self.endpoints = [Endpoint(url.rstrip("/")) for url in urls]
         self.model, self.max_tokens = model, max_tokens
         self.cut_by_context = 0  # answers that the model's context cut before max_tokens
-        self._body = {"model": model, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+        self._body: dict[str, Any] = {
+            "model": model,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "seed": seed,
+        }
         self._key, self._recover = Key(), recover
         self._jitter = random.Random(seed)
         self._concurrency, self._timeout = concurrency, timeout
@@ -100,7 +126,9 @@ class ChatClient:
         method = "GET" if content is None else "POST"
         limit = aiohttp.ClientTimeout(total=timeout or self._timeout, sock_connect=PROBE_TIMEOUT)
         try:
-            sending = self._http.request(method, url, data=content, timeout=limit, allow_redirects=False)
+            sending = self._http.request(
+                method, url, data=content, timeout=limit, allow_redirects=False, proxy=proxy_of(url)
+            )
             async with sending as response:
                 return Reply(response.status, response.headers, await response.read())
         except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
@@ -120,13 +148,19 @@ class ChatClient:
             ImageFailed: the server refuses this request, or keeps giving no answer to it.
             VapError: the servers refuse all requests, or cannot be reached.
         """
-        body = {**self._body, "messages": messages} | ({} if seed is None else {"seed": seed})
-        content = json.dumps(body, ensure_ascii=False).encode()
+        content = self._content(messages, seed)
         counts = dict.fromkeys(RETRIES, 0)
         endpoint: Endpoint | None = None
         while True:
             endpoint = self._choose(endpoint)
-            reply = await self._post(endpoint, content)
+            try:
+                reply = await self._post(endpoint, content)
+            except ImageFailed as error:
+                if NEWER_LIMIT not in str(error) or NEWER_LIMIT in self._body:
+                    raise
+                self._body[NEWER_LIMIT] = self._body.pop("max_tokens")  # what newer models call it
+                content = self._content(messages, seed)
+                continue
             if isinstance(reply, Answer):
                 endpoint.troubles, endpoint.aside_until = 0, 0.0
                 cut = reply.tokens is not None and reply.tokens < self.max_tokens
@@ -150,6 +184,10 @@ class ChatClient:
                 self._set_aside(endpoint, reply)
             wait = min(FIRST_WAIT * 2 ** (sum(counts.values()) - 1), LONGEST_WAIT)
             await asyncio.sleep(max(wait * self._jitter.uniform(0.75, 1.25), reply.retry_after))
+
+    def _content(self, messages: list[Message], seed: int | None) -> bytes:
+        body = {**self._body, "messages": messages} | ({} if seed is None else {"seed": seed})
+        return json.dumps(body, ensure_ascii=False).encode()
 
     async def _post(self, endpoint: Endpoint, content: bytes) -> Answer | Trouble:
         endpoint.in_flight += 1

@@ -3,7 +3,9 @@
 | reply | meaning |
 |---|---|
 | 200 with text | an answer, also where max_tokens cut it (finish_reason length) |
-| 200 without text | tried again a little, then this image failed |
+| 200 without text, or with nothing after a model's thoughts | tried again a little, then this image failed |
+| 200 with an error in its body | as the status that the error's code names; without one as 500 |
+| 200 without a choice, or with a refusal | this image failed, with the server's words |
 | 200, finish_reason content_filter; 400, 413, 422, 451 | this image failed |
 | 200, finish_reason abort, error or none: the server was stopping | tried again |
 | 500, no answer in time, a connection that drops | tried again; then this image failed, if the server lives |
@@ -17,6 +19,7 @@ import contextlib
 import email.utils
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +33,10 @@ KEY_VARIABLE = "VAP_CAPTION_API_KEY"
 REFUSES_REQUEST = frozenset({400, 413, 422, 451})
 SERVER_BUSY = frozenset({408, 409, 425, 429, 502, 503, 504})
 STOPPING = frozenset({"", "abort", "error"})  # finish_reason of an answer that a stopping server cut
+_TAG = "[<◁]{}(?:think|thinking|thought|thoughts|reasoning)[>▷]"
+OPENING = re.compile(_TAG.format(""), re.IGNORECASE)
+CLOSING = re.compile(_TAG.format("/"), re.IGNORECASE)
+THOUGHTS = re.compile(f"{_TAG.format('')}.*?{_TAG.format('/')}", re.IGNORECASE | re.DOTALL)
 LONGEST_RETRY_AFTER = 300.0  # seconds that a server may ask to be left alone
 
 
@@ -123,8 +130,13 @@ def meaning(response: Reply, url: str, key: Key) -> Answer | Trouble:
 def _answer(response: Reply, url: str, key: Key) -> Answer | Trouble:
     try:
         body = json.loads(response.body)
-        choice = body["choices"][0]
-        text, reason = choice["message"]["content"] or "", choice["finish_reason"] or ""
+        if body.get("error"):
+            return _error_inside(response, body["error"], url, key)
+        choices = body["choices"]
+        if not choices:
+            raise ImageFailed(f"the server gave no choice of an answer ({message(response, key)})")
+        told, reason = choices[0]["message"], choices[0].get("finish_reason", "stop") or ""
+        text, refusal = _text_of(told.get("content")), told.get("refusal")
         if not (isinstance(text, str) and isinstance(reason, str)):
             raise TypeError
         tokens = (body.get("usage") or {}).get("completion_tokens")
@@ -133,14 +145,51 @@ def _answer(response: Reply, url: str, key: Key) -> Answer | Trouble:
         found = f"HTTP 200 with no chat completion ({start})"
         fix = "check that caption.server is the base URL, which ends in /v1"
         raise VapError(url, found, "an OpenAI-compatible server", fix) from None
-    text = text.encode("utf-8", "replace").decode().strip()  # no lone surrogates
+    if refusal and not text:
+        raise ImageFailed(f"the model refused: {' '.join(key.clean(str(refusal)).split())[:200]}")
+    whole = text.encode("utf-8", "replace").decode()  # no lone surrogates
+    text = without_thoughts(whole)
     if reason == "content_filter":
         raise ImageFailed("the server filtered the answer (finish_reason content_filter)")
     if reason in STOPPING:
         return Trouble("request", f"an answer that was broken off (finish_reason {reason or 'null'})")
+    if not text and whole.strip():
+        fix = "raise caption.max_tokens, or turn the model's thinking off"
+        return Trouble("empty", f"thoughts and no answer after them (finish_reason {reason}): {fix}")
     if not text:
         return Trouble("empty", f"an empty answer (finish_reason {reason})")
     return Answer(text, reason, tokens if isinstance(tokens, int) else None)
+
+
+def _error_inside(response: Reply, error: Any, url: str, key: Key) -> Answer | Trouble:
+    """An error in the body of a 200, as gateways send it: what its own code would have meant as a status."""
+    code = error.get("code", error.get("status")) if isinstance(error, dict) else None
+    status = int(code) if isinstance(code, int) or (isinstance(code, str) and code.isdigit()) else 500
+    if not 400 <= status <= 599:
+        status = 500
+    return meaning(Reply(status, response.headers, response.body), url, key)
+
+
+def _text_of(content: Any) -> Any:
+    """The text of a message's content: a string, a list of parts of which some are text, or nothing."""
+    if isinstance(content, list):
+        parts = [part if isinstance(part, str) else part.get("text") for part in content]
+        return "".join(part for part in parts if isinstance(part, str))
+    return content or ""
+
+
+def without_thoughts(text: str) -> str:
+    """What a reasoning model says after its thoughts, stripped; "" where they were never closed.
+
+    Thoughts stand between <think> and </think>, or another word of THOUGHTS; some servers leave the opening
+    one out, since the prompt ends with it.
+    """
+    text = THOUGHTS.sub("", text)
+    if end := list(CLOSING.finditer(text)):
+        text = text[end[-1].end() :]
+    if (start := OPENING.search(text)) is not None:
+        text = text[: start.start()]
+    return text.strip()
 
 
 def message(response: Reply, key: Key) -> str:
