@@ -8,16 +8,26 @@ and pytest; the wheels are of the versions that requirements.lock pins.
 from __future__ import annotations
 
 import argparse
+import io
+import lzma
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vap.artifacts import ROOT
+import numpy as np
+
+from vap.artifacts import ROOT, ArrowFile
 from vap.errors import VapError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LIMIT_MB = 60
 WHEELS = (
@@ -42,15 +52,22 @@ CODE = (
     "pyproject.toml",
 )
 DATA = ("data/latents/{}.arrow", "data/prompts/{}.arrow", "data/autoencoders/{}", "params.yaml")
+PREPARED = "data/prepared/{}.arrow"
+FEATURES_WEIGHTS, REAL = "efficientnet-lite0.pth", "real.npz"
+REAL_N = 2048  # real images of either split, whose features go along
+UNUSED = ("diffusers/pipelines/", "diffusers/modular_pipelines/", "diffusers/commands/")  # half of it
+# of four bytes at four-byte places: less by a twentieth than xz's own choice
+XZ = [{"id": lzma.FILTER_LZMA2, "preset": 6, "lc": 1, "lp": 2, "pb": 2}]
 README = """To run on the GPU machine, in this folder:
 
+    tar -xf code.tar.xz
     python3 -m pip install --no-index --no-deps --target site wheels/*.whl
     export PYTHONPATH=$PWD/site:$PWD/code
     (cd code && python3 -m pytest tests/gpu)           # right to a stated tolerance?
     (cd code && python3 -m benchmarks train_step)      # a benchmark; also sample_50, train_loop, methods
 {data}"""
 WITH_DATA = """    tar -xf data.tar.xz
-    python3 -m benchmarks.gpu.repeat . out {dataset} uvit vap vap_without_pcm
+    python3 -m benchmarks.gpu.repeat . out {dataset} uvit vap vap_without_pcm --minutes 7.5
 """
 
 
@@ -80,29 +97,16 @@ def pack(folder: Path, python: str, wheels: Path | None, project: Path | None, d
         raise VapError(folder, "a folder that is no bundle", "a new one", "name another folder")
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "wheels").mkdir(parents=True)
-    for name in CODE:
-        if (ROOT / name).is_dir():
-            shutil.copytree(
-                ROOT / name, folder / "code" / name, ignore=shutil.ignore_patterns("__pycache__", "out")
-            )
-        else:
-            (folder / "code" / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / "code" / name)
+    compress(folder / "code.tar.xz", add_code)
     if wheels is None:
         download(folder / "wheels", python)
     else:
         for wheel in sorted(wheels.glob("*.whl")):
             shutil.copy(wheel, folder / "wheels")
     for wheel in (folder / "wheels").glob("diffusers-*.whl"):
-        trim(wheel, "diffusers/pipelines/")
+        trim(wheel, UNUSED)
     if project is not None and dataset is not None:
-        with tarfile.open(folder / "data.tar.xz", "w:xz") as archive:
-            for pattern in DATA:
-                source = project / pattern.format(dataset)
-                if not source.exists():
-                    raise VapError(source, "no such file", "an artefact of the dataset", "run its stage")
-                archive.add(source, pattern.format(dataset))
-            add_features_weights(archive, folder)
+        compress(folder / "data.tar.xz", lambda archive: add_data(archive, project, dataset))
     data = WITH_DATA.format(dataset=dataset) if dataset is not None else ""
     (folder / "README.txt").write_text(README.format(data=data), encoding="utf-8")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
@@ -112,7 +116,39 @@ def pack(folder: Path, python: str, wheels: Path | None, project: Path | None, d
     print(f"{folder}: {size:.1f} MB; README.txt says what to run")
 
 
-def add_features_weights(archive: tarfile.TarFile, folder: Path) -> None:
+def compress(path: Path, fill: Callable[[tarfile.TarFile], None]) -> None:
+    with lzma.open(path, "wb", filters=XZ) as file, tarfile.open(fileobj=file, mode="w") as archive:
+        fill(archive)
+
+
+def add_code(archive: tarfile.TarFile) -> None:
+    def wanted(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        return None if Path(entry.name).name in ("__pycache__", "out") else entry
+
+    for name in CODE:
+        archive.add(ROOT / name, f"code/{name}", filter=wanted)
+
+
+def add_data(archive: tarfile.TarFile, project: Path, dataset: str) -> None:
+    for pattern in DATA:
+        source = project / pattern.format(dataset)
+        if not source.exists():
+            raise VapError(source, "no such file", "an artefact of the dataset", "run its stage")
+        archive.add(source, pattern.format(dataset))
+    weights = features_weights()
+    add_bytes(archive, FEATURES_WEIGHTS, weights)
+    prepared = project / PREPARED.format(dataset)
+    if prepared.exists():
+        add_bytes(archive, REAL, real_features(prepared, weights))
+
+
+def add_bytes(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(data)
+    archive.addfile(entry, io.BytesIO(data))
+
+
+def features_weights() -> bytes:
     """The weights of EfficientNet-Lite0, rounded to float16: half the size."""
     import torch
 
@@ -120,22 +156,63 @@ def add_features_weights(archive: tarfile.TarFile, folder: Path) -> None:
     from vap.metrics.networks import read_weights
 
     weights = read_weights(weights_file("efficientnet-lite0", None))
-    small = folder / "efficientnet-lite0.pth"
-    torch.save({name: v.half() if v.is_floating_point() else v for name, v in weights.items()}, small)
-    archive.add(small, small.name)
-    small.unlink()
+    buffer = io.BytesIO()
+    torch.save({name: v.half() if v.is_floating_point() else v for name, v in weights.items()}, buffer)
+    return buffer.getvalue()
 
 
-def trim(wheel: Path, unused: str) -> None:
-    """Leave a folder out of a wheel: half of diffusers is pipelines, of which nothing is used here."""
+def real_features(prepared: Path, weights: bytes) -> bytes:
+    """The features of real images, for distances on the GPU machine.
+
+    A byte a number, between the least and the greatest of its column: moves a Fréchet distance by less than
+    a thousandth. `read_real` reads it.
+    """
+    import torch
+
+    from vap.metrics.features import features_of, load_extractor
+    from vap.metrics.store import pixels
+    from vap.stages.evaluate import SPLITS, split_rows
+
+    rounded = torch.load(io.BytesIO(weights), weights_only=True)
+    with tempfile.NamedTemporaryFile(suffix=".pth") as file:
+        whole = {name: v.float() if v.is_floating_point() else v for name, v in rounded.items()}
+        torch.save(whole, file.name)
+        extractor = load_extractor("efficientnet-lite0", Path(file.name))
+    images = ArrowFile(prepared, "prepared")
+    parts: dict[str, np.ndarray] = {}
+    for split in SPLITS:
+        if len(rows := split_rows(images, split, REAL_N, 0)):
+            found = features_of(pixels(images, rows), extractor, 64)["pooled"].numpy()
+            least = found.min(0)
+            step = np.maximum((found.max(0) - least) / 255, 1e-9)
+            parts[split] = np.rint((found - least) / step).astype(np.uint8)
+            parts[f"{split}-scale"] = np.stack([least, step])
+    buffer = io.BytesIO()
+    np.savez(buffer, **parts)
+    return buffer.getvalue()
+
+
+def read_real(path: Path) -> dict[str, Tensor]:
+    """The features of real images, float32, by split."""
+    import torch
+
+    with np.load(path) as parts:
+        return {
+            split: torch.from_numpy(parts[split] * parts[f"{split}-scale"][1] + parts[f"{split}-scale"][0])
+            for split in parts.files
+            if not split.endswith("-scale")
+        }
+
+
+def trim(wheel: Path, unused: tuple[str, ...]) -> None:
+    """Leave folders out of a wheel of which nothing is used here."""
+    words = tuple(name.encode() for name in unused)
     smaller = wheel.with_suffix(".part")
     with zipfile.ZipFile(wheel) as whole, zipfile.ZipFile(smaller, "w", zipfile.ZIP_DEFLATED) as part:
         for entry in whole.infolist():
             data = whole.read(entry)
             if entry.filename.endswith(".dist-info/RECORD"):
-                data = b"".join(
-                    line for line in data.splitlines(True) if not line.startswith(unused.encode())
-                )
+                data = b"".join(line for line in data.splitlines(True) if not line.startswith(words))
             if not entry.filename.startswith(unused):
                 part.writestr(entry, data)
     smaller.replace(wheel)

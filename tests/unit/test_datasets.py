@@ -207,6 +207,123 @@ def test_folder_given_split(tmp_path: Path) -> None:
     assert items[0].id == "train__a__000"
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "val"),
+    [
+        ("Train", "Test", "Val"),
+        ("Training", "Testing", "valid"),
+        ("TRAIN", "tst", "Validation"),
+        ("trn", "test", "dev"),
+    ],
+)
+@pytest.mark.parametrize("above", ["", "chest_xray"])
+def test_folder_split_in_any_of_its_usual_names_also_one_level_too_deep(
+    above: str, train: str, test: str, val: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, count in ((train, 4), (test, 2), (val, 1)):
+        classes_folder(tmp_path / above / name, {"NORMAL": count, "PNEUMONIA": count})
+    source = folder(tmp_path)
+    assert source.classes == ["NORMAL", "PNEUMONIA"]
+    assert Counter(i.split for i in source.items) == {"train": 8, "test": 4, "val": 2}
+    told = "the dataset is taken from chest_xray/, the only folder there"
+    assert (told in capsys.readouterr().err) == bool(above)
+
+
+def test_folder_passes_over_what_desktops_and_servers_leave_and_counts_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = classes_folder(tmp_path / "own", {"a": 5, "b": 5})
+    for junk in (
+        "@eaDir/000.png/SYNOPHOTO_THUMB_M.jpg",
+        "__MACOSX/x.png",
+        ".ipynb_checkpoints/x.png",
+        "Thumbs.db",
+    ):
+        for home in (root, root / "a"):
+            picture(home / f"{junk}") if junk.endswith(("png", "jpg")) else (home / junk).write_text("junk")
+    for name in ("x.dcm", "y.DCM", "notes.txt", "README"):
+        (root / "b" / name).write_text("junk")
+    assert len(folder(root).items) == 10
+    said = capsys.readouterr().err
+    assert "passed over, as no images by their suffix: 2 .dcm, 1 .txt, 1 no suffix" in said
+    assert "passed over, as left by a desktop or file server: 8" in said
+
+
+def test_folder_reads_jpegs_and_gifs_by_all_their_suffixes(tmp_path: Path) -> None:
+    root = classes_folder(tmp_path, {"a": 3, "b": 3})
+    for suffix, form in (("jfif", "JPEG"), ("jpe", "JPEG"), ("JIF", "JPEG"), ("gif", "GIF"), ("dib", "DIB")):
+        Image.new("RGB", (8, 8), (200, 10, 10)).save(root / f"a/x{suffix}.{suffix}", form)
+    source = folder(root)
+    found = [item for item in source.items if "x" in item.id]
+    assert len(found) == 5
+    for item in found:
+        assert np.abs(source.load(item).pixels.astype(int) - (200, 10, 10)).max() < 12
+
+
+def test_folder_tells_a_class_of_folders_and_refuses_names_that_are_splits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for patient in ("p1", "p2"):
+        classes_folder(tmp_path / "deep/melanoma", {patient: 3})
+    classes_folder(tmp_path / "deep", {"naevus": 3})
+    assert folder(tmp_path / "deep").classes == ["melanoma", "naevus"]
+    assert "melanoma: all folders in it are the one class 'melanoma'" in capsys.readouterr().err
+    for layout, told in (
+        (("Train", "lesions"), "found a class of this name, which is a split's"),
+        (("train", "Training", "test"), "found Training/ and train/"),
+    ):
+        root = tmp_path / "-".join(layout)
+        classes_folder(root, dict.fromkeys(layout, 3))
+        with pytest.raises(VapError, match=told):
+            folder(root)
+
+
+def test_names_are_the_same_in_either_unicode_form(tmp_path: Path) -> None:
+    composed, apart = "N\u00e4vus", "Na\u0308vus"
+    root = classes_folder(tmp_path, {apart: 4, "b": 4})
+    rows = [f"{composed}/{j:03d}.png,p{j}" for j in range(4)] + [f"b/{j:03d}.png,q{j}" for j in range(4)]
+    (root / "groups.csv").write_text("\n".join(["path,group", *rows]), encoding="utf-8")
+    source = folder(root)
+    assert source.classes == [composed, "b"]
+    assert {i.group for i in source.items} == {f"{c}{j}" for c in "pq" for j in range(4)}
+
+
+def test_a_png_with_much_text_is_read(tmp_path: Path) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    text.add_text("log", "x" * 3_000_000, zip=True)
+    path = tmp_path / "x.png"
+    Image.new("RGB", (4, 4), (1, 2, 3)).save(path, pnginfo=text)
+    assert (images.read(path)[0] == (1, 2, 3)).all()
+
+
+REPORTS = Path(os.environ.get("VAP_TEST_REPORTS", PROJECT.parent / "shared/reports"))
+REPORTED = {
+    "kaggle-train-test/kag-train-test": {"train", "test"},
+    "kaggle-train-test/brain": {"train", "test"},
+    "kaggle-train-test/nested": {"train", "test"},
+    "synology-eadir/syno": 16,
+    "jfif-gif-dropped/jfif": 26,
+    "png-big-text/bigtext": 13,
+}
+
+
+@pytest.mark.parametrize("name", REPORTED)
+def test_what_users_reported(name: str) -> None:
+    if not REPORTS.is_dir():
+        pytest.skip(f"no reports at {REPORTS}")
+    source = folder(REPORTS / name)
+    right = REPORTED[name]
+    for item in source.items:
+        source.load(item)
+    if isinstance(right, int):
+        assert len(source.items) == right
+    else:
+        assert {item.split for item in source.items} == right
+        assert not {name.lower() for name in source.classes} & {"train", "test", "training", "testing"}
+
+
 def test_folder_groups(tmp_path: Path) -> None:
     root = classes_folder(tmp_path, {"a": 10, "b": 10})
     rows = [f"{name}/{j:03d}.png,patient {j // 2}" for name in "ab" for j in range(10)]

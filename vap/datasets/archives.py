@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from vap.artifacts import WORK, atomic
-from vap.datasets.images import MAX_BYTES, SUFFIXES
+from vap.datasets.images import MAX_BYTES, SUFFIXES, is_left_behind
 from vap.errors import VapError
 from vap.progress import Progress
 
@@ -198,7 +198,7 @@ def _walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     if real in above:
         return
     for entry in sorted(folder.iterdir()):
-        if entry.name.startswith(".") or entry.name == "__MACOSX":
+        if is_left_behind(entry.name):
             continue
         if entry.is_dir():
             yield from _walk(entry, (*above, real))
@@ -211,7 +211,7 @@ def _walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
 
 def _wanted(name: str, names: Collection[str] | None) -> bool:
     path = PurePosixPath(name)
-    if path.name.startswith(".") or "__MACOSX" in path.parts:
+    if any(is_left_behind(part) for part in path.parts):
         return False
     suffix = path.suffix.lower()
     return suffix in TABLES or (suffix in SUFFIXES and (names is None or path.name in names))

@@ -1,13 +1,15 @@
 """A user's own dataset: one folder a class, any image files in it.
 
-CLASS/**/*.png|jpg|jpeg|tif|tiff|bmp|webp|pgm|ppm      split by seed, or
-{train,test[,val]}/CLASS/**/*...                       the split is given
-groups.csv (path,group)                                optional: lesion, patient or video
+CLASS/**/*.png|jpg|tif|bmp|gif|webp|…     split by seed, or
+{train,test[,val]}/CLASS/**/*...          the split is given; also Training, Testing, valid, …
+groups.csv (path,group)                   optional: lesion, patient or video
 """
 
 from __future__ import annotations
 
 import sys
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -21,20 +23,28 @@ from vap.datasets.base import (
     checked,
     require_folder,
 )
-from vap.datasets.images import SUFFIXES
+from vap.datasets.images import SUFFIXES, is_left_behind
 from vap.datasets.split import split
 from vap.datasets.tables import read_table
 from vap.errors import VapError
 
+ALIASES: dict[str, Split] = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+}
+LEFT = "left behind"  # a reason to pass a file over; the others are suffixes
 LAYOUT = "CLASS/*.png (or .jpg, .tif, .bmp ...), or {train,test}/CLASS/*.png"
 
 
 class FolderSource(FileSource):
     """The images of `root`; the classes are the folders' names, sorted.
 
-    An id is the path in `root` without its suffix, "/" written "__". Hidden files and files that
-    are no images by their suffix are ignored; links are followed. `groups.csv` names every image's
-    group by its path in `root`; without it each image is a group of its own.
+    An id is the path in `root` without its suffix, "/" written "__". What desktops and file servers leave
+    behind is passed over, and so are files that are no images by their suffix; both are counted and told.
+    Links are followed. `groups.csv` names every image's group by its path in `root`; without it each image
+    is a group of its own. Where `root` holds nothing but one folder of split folders, that one is taken.
+    Names are compared and kept in Unicode's composed form (NFC), whatever form the disk has.
 
     Args:
         test_fraction: set aside where the split is not given.
@@ -47,7 +57,12 @@ class FolderSource(FileSource):
 
     def __init__(self, root: Path, test_fraction: float, seed: int) -> None:
         require_folder(root, f"put the images there as {LAYOUT}")
+        passed: Counter[str] = Counter()
         given = _given_split(root)
+        if not given and len(only := _folders(root)) == 1 and (given := _given_split(only[0])):
+            print(
+                f"{root}: the dataset is taken from {only[0].name}/, the only folder there", file=sys.stderr
+            )
         homes = given or {"train": root}  # "train" is provisional where none is given
         classes: set[str] = set()
         items: list[Item] = []
@@ -55,11 +70,20 @@ class FolderSource(FileSource):
         for name, home in homes.items():
             loose += sum(_is_image(entry) for entry in home.iterdir())
             for folder in _folders(home):
-                classes.add(folder.name)
-                for file in _images(folder):
+                label = composed(folder.name)
+                if label.lower() in ALIASES:
+                    found = "a class of this name, which is a split's"
+                    raise VapError(folder, found, "classes, or only splits", f"lay it out as {LAYOUT}")
+                classes.add(label)
+                nested = not any(_is_image(entry) for entry in folder.iterdir())
+                files = list(_images(folder, passed))
+                if nested and len({file.relative_to(folder).parts[0] for file in files}) > 1:
+                    print(f"{folder}: all folders in it are the one class {label!r}", file=sys.stderr)
+                for file in files:
                     path = file.relative_to(root).with_suffix("")
-                    identity = "__".join(path.parts)
-                    items.append(Item(identity, folder.name, name, identity, file))
+                    identity = composed("__".join(path.parts))
+                    items.append(Item(identity, label, name, identity, file))
+        _tell(root, homes, passed)
         if not items:
             found = f"{loose} images outside a class's folder" if loose else "no image"
             raise VapError(root, found, LAYOUT, "put the images in a folder for each class")
@@ -80,50 +104,86 @@ class FolderSource(FileSource):
         self.items = checked(root, items, self.classes)
 
 
+def composed(name: str) -> str:
+    """A name in Unicode's composed form: macOS writes "ä" as two characters, tables as one."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _given_split(root: Path) -> dict[Split, Path]:
-    """Split to folder, where the top folders are splits."""
-    names = {folder.name for folder in _folders(root)}
-    if not names or not ({"train", "test"} <= names or names <= set(SPLITS)):
+    """Split to folder, where the top folders are splits, in any of their usual names."""
+    folders = _folders(root)
+    splits: dict[Split, Path] = {}
+    for folder in folders:
+        if (name := ALIASES.get(folder.name.lower())) is not None:
+            if name in splits:
+                found = f"{splits[name].name}/ and {folder.name}/"
+                raise VapError(root, found, f"one folder for the split {name}", "join or rename them")
+            splits[name] = folder
+    odd = [folder.name for folder in folders if folder not in splits.values()]
+    if not splits or (odd and not {"train", "test"} <= splits.keys()):
         return {}
-    if odd := sorted(names - set(SPLITS)):
-        found = f"{odd[0]}/ beside train/ and test/"
+    if odd:
+        found = f"{odd[0]}/ beside {splits['train'].name}/ and {splits['test'].name}/"
         raise VapError(root, found, "only splits, or only classes", f"lay it out as {LAYOUT}")
-    for name in ("train", "test"):
-        if name not in names:
-            found = f"{' and '.join(f'{n}/' for n in sorted(names))} without {name}/"
+    for needed in ("train", "test"):
+        if needed not in splits:
+            found = f"{' and '.join(f'{folder.name}/' for folder in folders)} without {needed}/"
             raise VapError(root, found, "train/ and test/", f"lay it out as {LAYOUT}")
-    return {name: root / name for name in SPLITS if name in names}
+    return {name: splits[name] for name in SPLITS if name in splits}
 
 
 def _folders(folder: Path) -> list[Path]:
-    entries = (entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    return sorted(entry for entry in entries if entry.is_dir())
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not is_left_behind(entry.name))
 
 
 def _is_image(path: Path) -> bool:
     """By its name; a broken link counts, to be told when it is read."""
-    hidden = path.name.startswith(".")
-    return not hidden and path.suffix.lower() in SUFFIXES and not path.is_dir()
+    return not is_left_behind(path.name) and path.suffix.lower() in SUFFIXES and not path.is_dir()
 
 
-def _images(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """All image files below `folder`, sorted; a link to a folder above it is not followed."""
+def _images(folder: Path, passed: Counter[str], above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """All image files below `folder`, sorted; a link to a folder above it is not followed.
+
+    Args:
+        passed: counts the other files, by reason.
+    """
     real = folder.resolve()
     if real in above:
         return
     for entry in sorted(folder.iterdir()):
-        if _is_image(entry):
+        if is_left_behind(entry.name):
+            passed[LEFT] += 1
+        elif _is_image(entry):
             yield entry
-        elif entry.is_dir() and not entry.name.startswith("."):
-            yield from _images(entry, (*above, real))
+        elif entry.is_dir():
+            yield from _images(entry, passed, (*above, real))
+        else:
+            passed[entry.suffix.lower() or "no suffix"] += 1
+
+
+def _tell(root: Path, homes: dict[Split, Path], passed: Counter[str]) -> None:
+    """What was passed over, by reason; also of the folders above the classes."""
+    for entry in {entry for home in (root, *homes.values()) for entry in home.iterdir()}:
+        if is_left_behind(entry.name):
+            passed[LEFT] += 1
+        elif not entry.is_dir() and not _is_image(entry) and entry.name != "groups.csv":
+            passed[entry.suffix.lower() or "no suffix"] += 1
+    left = passed.pop(LEFT, 0)
+    if passed:
+        counts = sorted(passed.items(), key=lambda item: (-item[1], item[0]))
+        kinds = ", ".join(f"{n} {suffix}" for suffix, n in counts)
+        print(f"{root}: passed over, as no images by their suffix: {kinds}", file=sys.stderr)
+    if left:
+        print(f"{root}: passed over, as left by a desktop or file server: {left}", file=sys.stderr)
 
 
 def _grouped(items: list[Item], root: Path, table: Path) -> list[Item]:
     """The items with the groups that `table` names."""
-    paths = {i.source.relative_to(root).as_posix(): i for i in items if isinstance(i.source, Path)}
+    files = [(item.source, item) for item in items if isinstance(item.source, Path)]
+    paths = {composed(file.relative_to(root).as_posix()): item for file, item in files}
     groups: dict[str, str] = {}
     for where, row in read_table(table, ["path", "group"], "write it, or remove it"):
-        path = str(PurePosixPath(row["path"]))
+        path = composed(str(PurePosixPath(row["path"])))
         if path not in paths:
             escapes = path.startswith("/") or ".." in PurePosixPath(path).parts
             found = f"the path {path!r}, " + ("which leaves the dataset" if escapes else "no image")

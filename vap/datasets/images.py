@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from vap.artifacts import atomic
 from vap.errors import VapError
@@ -25,12 +25,15 @@ from vap.errors import VapError
 Pixels = npt.NDArray[np.uint8]
 Storage = Literal["png", "png-fast", "raw"]
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".pgm", ".ppm"})
+JPEG = {".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg"}
+SUFFIXES = frozenset({".png", *JPEG, ".tif", ".tiff", ".bmp", ".dib", ".gif", ".webp", ".pgm", ".ppm"})
 FORMATS = (
     "PNG",
     "JPEG",
     "TIFF",
     "BMP",
+    "DIB",
+    "GIF",
     "WEBP",
     "PPM",
 )  # no format that runs a program, as EPS does
@@ -38,10 +41,38 @@ MAX_PIXELS = 89_478_485  # of one image (256 MiB as RGB); Pillow's own bound
 MAX_BYTES = 2**29  # of one image file
 PNG_LEVEL = 6  # fixed, so that the same pixels are the same bytes
 PNG_FAST = {"compress_level": 1, "compress_type": 3}  # zlib's run-length strategy
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = (
+    MAX_BYTES  # microscopes write their logs there
+)
+LEFT_BEHIND = frozenset(
+    {
+        "@eadir",  # thumbnails of a Synology server
+        "#recycle",
+        "@recycle",
+        "$recycle.bin",
+        "__macosx",
+        "__pycache__",
+        "desktop.ini",
+        "ehthumbs.db",
+        "icon\r",
+        "lost+found",
+        "system volume information",
+        "thumbs.db",
+    }
+)
 GAP = 3  # an image is reduced by averaging to about this many times its target, then by Lanczos
 
 # of sizes, which are checked here, and of odd metadata; once, since a filter is no thread's own
 warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def is_left_behind(name: str) -> bool:
+    """Whether a file or folder of this name is what file servers, desktops and notebooks leave behind.
+
+    Hidden ones are too (.DS_Store, ._x.png, .AppleDouble, .ipynb_checkpoints).
+    """
+    hidden = name.startswith(".") and name not in (".", "..")
+    return hidden or name.lower() in LEFT_BEHIND
 
 
 class File(Protocol):
@@ -61,7 +92,7 @@ class UnreadableImage(VapError):
         super().__init__(
             path,
             found,
-            "a whole image (PNG, JPEG, TIFF, BMP, WebP or PNM)",
+            "a whole image (PNG, JPEG, TIFF, BMP, GIF, WebP or PNM)",
             "replace or remove the file, or set prepare.on_error: skip",
         )
 
