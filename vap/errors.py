@@ -1,5 +1,23 @@
 """The one error that a user is meant to read."""
 
+from __future__ import annotations
+
+import unicodedata
+
+STEERING = ("Cc", "Cs", "Zl", "Zp")  # categories of characters that steer a terminal
+TURNING = frozenset(
+    "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+)  # turn the direction of what follows
+
+
+def plain(text: str) -> str:
+    """Text from outside, fit to be printed: what would steer a terminal is shown as a box, newlines stay."""
+    return "".join(c if c in "\n\t" or not _steers(c) else "\ufffd" for c in text)
+
+
+def _steers(c: str) -> bool:
+    return unicodedata.category(c) in STEERING or c in TURNING
+
 
 class VapError(Exception):
     """Bad input or a broken environment, told in one line.
@@ -13,7 +31,7 @@ class VapError(Exception):
 
     def __init__(self, where: object, found: str, expected: str, fix: str) -> None:
         self.where, self.found, self.expected, self.fix = str(where), found, expected, fix
-        super().__init__(" ".join(f"{where}: found {found}; expected {expected}; {fix}".split()))
+        super().__init__(plain(" ".join(f"{where}: found {found}; expected {expected}; {fix}".split())))
 
 
 def in_brief(error: BaseException) -> str:

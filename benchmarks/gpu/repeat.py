@@ -320,7 +320,7 @@ class Parcel:
             "run": name,
             "condition": condition or "",
             "steps": numbers.get("step", ""),
-            "denoising_loss": numbers.get("denoising_loss", ""),
+            "denoising_loss": numbers.get("denoising_loss", numbers.get("loss", "")),
             "uneven_error": numbers.get("uneven_error", ""),
         }
         columns = ["n", "fid_train", "precision", "recall", "fid_test"]
@@ -373,7 +373,7 @@ def pieces_of(weights: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     for name, value in weights.items():
         small = value.bfloat16() if value.is_floating_point() else value
         mb = small.numel() * small.element_size() / 1e6
-        if pieces[-1] and size + mb > FILE_MB - 0.1:  # less the file's own head
+        if pieces[-1] and size + mb > 0.99 * FILE_MB:  # the rest is for the file's own head
             pieces.append({})
             size = 0.0
         pieces[-1][name] = small

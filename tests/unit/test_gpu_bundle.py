@@ -15,9 +15,11 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 from toy import settings, write_own
 
 from benchmarks.gpu import bundle, repeat
+from vap.artifacts import write_safetensors
 from vap.models.autoencoder import Linear
 from vap.models.linear import LinearNet
 from vap.stages.common import autoencoder_path
@@ -64,10 +66,15 @@ def test_the_bundle_holds_code_that_runs_wheels_and_data(project: Path, wheels: 
             "diffusers-1.0.dist-info/RECORD",
         }
         assert wheel.read("diffusers-1.0.dist-info/RECORD") == b"diffusers/models.py,,\n"
+    with tarfile.open(target / "code.tar.xz") as archive:
+        archive.extractall(target, filter="data")
     with tarfile.open(target / "data.tar.xz") as archive:
         names = set(archive.getnames())
+        archive.extract("real.npz", tmp_path, filter="data")
+    real = bundle.read_real(tmp_path / "real.npz")
+    assert {split: tuple(x.shape) for split, x in real.items()} == {"train": (11, 1280), "test": (3, 1280)}
     assert {"params.yaml", "data/latents/own.arrow", "data/prompts/own.arrow"} <= names
-    assert "efficientnet-lite0.pth" in names
+    assert {"efficientnet-lite0.pth", "real.npz"} <= names
     said = (target / "README.txt").read_text()
     assert "repeat . out own" in said
     done = subprocess.run(
@@ -103,33 +110,99 @@ def test_an_absent_artefact_and_a_foreign_folder_are_one_line(
     assert Path("mine/letter.txt").exists()
 
 
-def test_runs_side_by_side_are_trained_drawn_and_packed(project: Path, tmp_path: Path) -> None:
-    with tarfile.open("weights.tar", "w") as archive:
-        bundle.add_features_weights(archive, project)
-    with tarfile.open("weights.tar") as archive:
-        archive.extractall(project, filter="data")
+def repeated(project: Path, out: Path, *words: str) -> int:
+    return repeat.main([str(project), str(out), "own", *words])
+
+
+def test_runs_side_by_side_are_trained_drawn_measured_and_packed(project: Path, tmp_path: Path) -> None:
+    weights = bundle.features_weights()
+    (project / "efficientnet-lite0.pth").write_bytes(weights)
+    (project / "real.npz").write_bytes(bundle.real_features(Path("data/prepared/own.arrow"), weights))
     out = tmp_path / "out"
     runs = ["vap", "vap_without_pcm:final_init=published,steps=3,n=4"]
-    assert repeat.main([str(project), str(out), "own", *runs, "--steps", "4"]) == 0
+    assert repeated(project, out, *runs, "--steps", "4") == 0
     other = "vap_without_pcm-final_init_published-steps_3-n_4"
-    with zipfile.ZipFile(out / "curves.zip") as curves:
-        assert f"{other}-log.txt" in curves.namelist()
-        rows = list(csv.DictReader(io.StringIO(curves.read(f"{other}-train.csv").decode())))
+    with zipfile.ZipFile(out / "runs-0.zip") as archive:
+        names = set(archive.namelist())
+        rows = list(csv.DictReader(io.StringIO(archive.read(f"{other}-train.csv").decode())))
         assert int(rows[-1]["step"]) == 3
-    with zipfile.ZipFile(out / "grids.zip") as grids:
-        assert set(grids.namelist()) == {"vap-seen.jpg", "vap-unseen.jpg", f"{other}-seen.jpg"}
-        assert Image.open(io.BytesIO(grids.read("vap-seen.jpg"))).size[0] > 100
+        assert Image.open(io.BytesIO(archive.read("vap-seen.jpg"))).size[0] > 100
+    assert {"vap-seen.jpg", "vap-unseen.jpg", f"{other}-seen.jpg", f"{other}-log.txt"} <= names
+    assert {f"vap-seen-{i:04d}.jpg" for i in range(12)} <= names
     with zipfile.ZipFile(out / "features-0.zip") as features:
         found = np.load(io.BytesIO(features.read("vap-seen.npz")))
         assert found["pooled"].shape == (12, 1280)
         assert np.isfinite(found["pooled"]).all()
-    with zipfile.ZipFile(out / "samples.zip") as samples:
-        assert len(samples.namelist()) == 12
+    with (out / "results.csv").open() as file:
+        results = {(row["run"], row["condition"]): row for row in csv.DictReader(file)}
+    assert set(results) == {("real, test", ""), ("vap", "seen"), ("vap", "unseen"), (other, "seen")}
+    assert float(results["vap", "unseen"]["fid_train"]) > 0
+    assert float(results["vap", "seen"]["uneven_error"]) > 0
+    (piece,) = out.glob("*-weights-*.safetensors")
+    repeat.join([piece], tmp_path / "model.safetensors")
+    joined = load_file(tmp_path / "model.safetensors")
+    trained = load_file("runs/vap/results/models/own/vap/model.safetensors")
+    assert joined.keys() == trained.keys()
+    assert all(torch.equal(joined[name], trained[name].bfloat16().float()) for name in trained)
+
+
+def test_weights_come_in_pieces_of_a_files_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeat, "FILE_MB", 0.01)
+    weights = {f"layer{i}": torch.full((1000,), float(i)) for i in range(10)} | {"count": torch.tensor(7)}
+    pieces = repeat.pieces_of(weights)
+    assert [len(piece) for piece in pieces] == [4, 4, 3]
+    paths = [tmp_path / f"{i}.safetensors" for i in range(len(pieces))]
+    for path, piece in zip(paths, pieces, strict=True):
+        write_safetensors(path, piece)
+        assert path.stat().st_size < 0.01e6
+    repeat.join(paths, tmp_path / "whole.safetensors")
+    whole = load_file(tmp_path / "whole.safetensors")
+    assert all(torch.equal(whole[name], value) for name, value in weights.items())
 
 
 def test_what_a_run_left_is_packed_when_another_fails(project: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert repeat.main([str(project), str(out), "own", "uvit:steps=2,n=2", "uvit:steps=0,n=2"]) == 0
-    with zipfile.ZipFile(out / "curves.zip") as curves:
-        assert b"steps" in curves.read("uvit-steps_0-n_2-log.txt")
-        assert "uvit-steps_2-n_2-train.csv" in curves.namelist()
+    assert repeated(project, out, "uvit:steps=2,n=2", "uvit:steps=0,n=2") == 1
+    with zipfile.ZipFile(out / "runs-0.zip") as archive:
+        assert b"steps" in archive.read("uvit-steps_0-n_2-log.txt")
+        assert "uvit-steps_2-n_2-train.csv" in archive.namelist()
+    with (out / "results.csv").open() as file:
+        assert [row["run"] for row in csv.DictReader(file)] == ["uvit-steps_2-n_2"]
+
+
+def test_a_training_that_would_outlast_its_time_begins_anew_with_fewer_steps(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert repeated(project, out, "uvit:steps=1000000,n=2", "--minutes", "0.7") == 0
+    assert "begins anew with" in capsys.readouterr().out
+    with (out / "results.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert 1 <= int(row["steps"]) < 1000000
+
+
+def test_a_run_that_has_no_time_is_stopped(project: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert repeated(project, out, "uvit:n=2", "--minutes", "0.01") == 1
+    with zipfile.ZipFile(out / "runs-0.zip") as archive:
+        assert archive.namelist() == ["uvit-n_2-log.txt"]
+
+
+def test_what_has_no_room_is_left_out(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(repeat, "TOTAL_MB", 0.001)
+    out = tmp_path / "out"
+    assert repeated(project, out, "vap:n=2", "--steps", "2") == 0
+    said = capsys.readouterr().out
+    assert "no room for vap-n_2-seen.jpg" in said
+    assert "no room for the weights of vap-n_2" in said
+    assert not list(out.glob("*.safetensors"))
+
+
+def test_files_of_before_are_one_line(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    assert repeated(project, tmp_path, "uvit") == 1
+    assert "expected an empty folder" in capsys.readouterr().err

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from vap.errors import VapError
+from vap.errors import VapError, plain
 from vap.params import ComputeParams
 from vap.prompts.bank import NULL_ROW, PromptBank
 from vap.stages.common import bank_path
@@ -150,13 +151,20 @@ def statistics(bank: PromptBank) -> dict[str, ClassStats]:
     return result
 
 
+class PlainTable(Table):
+    """A table whose cells are text, whatever they hold: a description may have what rich takes for markup."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        super().add_row(*(Text(plain(cell)) if isinstance(cell, str) else cell for cell in cells), **options)
+
+
 # ── the commands ────────────────────────────────────────────────────────────────────────────────────
 
 
 def show(dataset: str, examples: int = 3, console: Console | None = None) -> None:
     """Print a bank's metadata and size, images a class and split, token lengths, and some descriptions."""
     console, bank = console or Console(), PromptBank(bank_path(dataset))
-    facts = Table(title=str(bank.file.path), show_header=False, title_justify="left")
+    facts = PlainTable(title=Text(plain(str(bank.file.path))), show_header=False, title_justify="left")
     size = bank.file.path.stat().st_size
     metadata = bank.metadata
     error = metadata.get("error", {})
@@ -178,20 +186,20 @@ def show(dataset: str, examples: int = 3, console: Console | None = None) -> Non
     for _, entry in described(bank):
         counted.update(zip(entry["labels"], entry["splits"], strict=True))
     splits = [split for split in ("train", "val", "test") if any(key[1] == split for key in counted)]
-    images = Table("class", *splits, title="described images", title_justify="left")
+    images = PlainTable("class", *splits, title="described images", title_justify="left")
     for label in metadata["classes"]:
         images.add_row(label, *(str(counted[label, split]) for split in splits))
     console.print(images)
 
     lengths = bank.lengths[1:]
-    bars = Table("tokens", "descriptions", "", title="token lengths", title_justify="left")
+    bars = PlainTable("tokens", "descriptions", "", title="token lengths", title_justify="left")
     bins = np.bincount(lengths // BIN) if len(lengths) else np.zeros(0, int)
     for i in np.flatnonzero(bins):
         bar = "█" * max(1, round(BAR * bins[i] / bins.max()))
         bars.add_row(f"{i * BIN}–{i * BIN + BIN - 1}", str(bins[i]), bar)
     console.print(bars)
 
-    some = Table("class", "description", title="examples", title_justify="left", show_lines=True)
+    some = PlainTable("class", "description", title="examples", title_justify="left", show_lines=True)
     for row in np.unique(np.linspace(1, len(bank) - 1, examples).astype(int)) if len(bank) > 1 else []:
         labels = dict.fromkeys(bank.file.value("labels", int(row)))
         some.add_row(", ".join(labels), bank.text(int(row)))
@@ -214,7 +222,7 @@ def search(
     bank = PromptBank(bank_path(dataset))
     encoder = encoder_of(bank, set_up_torch(compute))
     hits = nearest(bank, encoder.encode([query])[0].pooled, n, label, split)
-    table = Table("cosine", "class", "split", "images", "description", show_lines=True)
+    table = PlainTable("cosine", "class", "split", "images", "description", show_lines=True)
     for hit in hits:
         more = f" and {len(hit.ids) - 3} more" if len(hit.ids) > 3 else ""
         table.add_row(
@@ -231,7 +239,7 @@ def search(
 def stats(dataset: str, console: Console | None = None) -> dict[str, ClassStats]:
     """Print `statistics` of a dataset's bank."""
     found = statistics(PromptBank(bank_path(dataset)))
-    table = Table("class", "distinct", "tokens", "longest", "words", "shared", "intra", "inter")
+    table = PlainTable("class", "distinct", "tokens", "longest", "words", "shared", "intra", "inter")
     for label, row in found.items():
         table.add_row(
             label,
