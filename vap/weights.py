@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vap.errors import VapError, in_brief
+
+
+@contextlib.contextmanager
+def clean_copies(files: Mapping[str, Path], expected: str, fix: str) -> Iterator[Path]:
+    """A folder with copies of weights that hold nothing but tensors, for a library that opens them itself.
+
+    The library may open a file in other ways than we did when we checked it: torch.hub takes a zip of one
+    pickle that hangs behind a sound file, and runs what it says.
+
+    Args:
+        files: names in the folder to the user's files.
+        expected, fix: for errors.
+
+    Raises:
+        VapError: as `read_tensors`.
+    """
+    with tempfile.TemporaryDirectory(prefix="vap-weights-") as folder:
+        for name, file in files.items():
+            copy = Path(folder) / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(read_tensors(file, expected, fix), copy)
+        yield Path(folder)
 
 
 def read_tensors(path: Path, expected: str, fix: str, wrappers: Sequence[str] = ()) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vap.errors import VapError, in_brief
-from vap.weights import read_tensors
+from vap.weights import clean_copies, read_tensors
 
 Extractor = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 SIDE = 224  # pixels, of EfficientNet-Lite0's input
@@ -157,9 +157,9 @@ class Fidelity(nn.Module):
 
     def __init__(self, features: str, path: Path) -> None:
         super().__init__()
-        read_weights(path)  # torch-fidelity itself would run what a file's pickle tells it to
         try:
-            self.net = self._net(features, path)
+            with clean_copies({path.name: path}, "a file of weights", "get it again") as copies:
+                self.net = self._net(features, copies / path.name)
         except RuntimeError as error:
             found = f"weights of another network ({in_brief(error)})"
             raise VapError(path, found, f"torch-fidelity's {features}", FIXES[features]) from None

@@ -9,9 +9,9 @@ import torch
 
 from vap.artifacts import ArrowFile
 from vap.datasets.images import decode
-from vap.errors import VapError, in_brief
 from vap.models.autoencoder import Autoencoder
 from vap.stages.common import to_images, to_tensor
+from vap.weights import clean_copies
 
 IMAGES = 256  # of the test split at most
 LPIPS_FILES = ("weights-vgg16-lpips.pth", "vgg16-397923af.pth")  # torch-fidelity's, and torchvision's VGG16
@@ -59,20 +59,12 @@ def _lpips(folder: str, device: torch.device) -> torch.nn.Module:
     """torch-fidelity's LPIPS; it asks torch.hub for its weights, which finds them in `folder`."""
     from torch_fidelity.sample_similarity_lpips import SampleSimilarityLPIPS
 
+    files = {f"checkpoints/{name}": Path(folder) / "checkpoints" / name for name in LPIPS_FILES}
+    expected = f"a folder as torch.hub keeps it (latents.lpips_path), with {' and '.join(files)}"
     before = torch.hub.get_dir()
-    for name in LPIPS_FILES:
-        file = Path(folder) / "checkpoints" / name
+    with clean_copies(files, expected, "put the files there, or set latents.lpips_path: null") as copies:
+        torch.hub.set_dir(str(copies))
         try:
-            torch.load(file, map_location="meta", weights_only=True)  # torch.hub would unpickle anything
-        except Exception as error:  # a damaged pickle can fail in any way
-            raise VapError(
-                f"params.yaml: latents.lpips_path: {file}",
-                f"no loadable weights ({in_brief(error)})",
-                f"a folder as torch.hub keeps it, with checkpoints/{' and checkpoints/'.join(LPIPS_FILES)}",
-                "put the files there, or set null",
-            ) from None
-    torch.hub.set_dir(folder)
-    try:
-        return SampleSimilarityLPIPS("lpips-vgg16").to(device).eval()  # type: ignore[no-any-return]
-    finally:
-        torch.hub.set_dir(before)
+            return SampleSimilarityLPIPS("lpips-vgg16").to(device).eval()  # type: ignore[no-any-return]
+        finally:
+            torch.hub.set_dir(before)
