@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -35,15 +37,25 @@ def clean_copies(files: Mapping[str, Path], expected: str, fix: str) -> Iterator
         yield Path(folder)
 
 
-def read_tensors(path: Path, expected: str, fix: str, wrappers: Sequence[str] = ()) -> dict[str, Tensor]:
+# Keys under which trainers keep the weights, the averaged ones first; and what wrappers put before names.
+CONTAINERS = (
+    *("ema", "ema_state_dict", "state_dict_ema", "model_ema", "params_ema"),
+    *("state_dict", "model_state_dict", "model", "params", "net", "network", "module", "weights"),
+)
+PREFIXES = ("module.", "_orig_mod.", "ema_model.", "averaged_model.", "model.", "net.", "network.")
+
+
+def read_tensors(path: Path, expected: str, fix: str) -> dict[str, Tensor]:
     """The tensors of a file, by name, on the CPU.
+
+    Of a training checkpoint the weights are taken, the averaged ones where it has them, and what
+    DataParallel, torch.compile, Lightning and the like put before every name is taken off; both are told.
 
     Args:
         expected, fix: for errors.
-        wrappers: keys under which a checkpoint may keep them.
 
     Raises:
-        VapError: the file is absent, damaged, or holds other things than tensors by name.
+        VapError: the file is absent, damaged, or holds no tensors by name, or objects of other kinds.
     """
     if not path.is_file():
         raise VapError(path, "no such file", expected, fix)
@@ -51,12 +63,34 @@ def read_tensors(path: Path, expected: str, fix: str, wrappers: Sequence[str] = 
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return dict(load_file(path))
-        found = torch.load(path, map_location="cpu", weights_only=True)
+            found: object = dict(load_file(path))
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail in any way
-        raise VapError(path, f"no readable weights ({in_brief(error)})", expected, fix) from None
-    if isinstance(found, dict):
-        found = next((found[key] for key in wrappers if isinstance(found.get(key), dict)), found)
-    if not (isinstance(found, dict) and all(isinstance(value, Tensor) for value in found.values())):
+        if other := re.search(r"GLOBAL (\S+) was not an allowed global", str(error)):
+            kind = other[1]
+            how = f"open it where it was made and save its tensors alone, as .safetensors; or {fix}"
+            raise VapError(path, f"objects of the kind {kind}, which could run code", expected, how) from None
+        said = in_brief(error).partition("Please file an issue")[0]
+        raise VapError(
+            path, f"no readable weights ({said.partition('(1)')[0].strip()})", expected, fix
+        ) from None
+    where: list[str] = []
+    while isinstance(found, dict) and not _are_tensors(found):
+        inner = next((key for key in CONTAINERS if isinstance(found.get(key), dict) and found[key]), None)
+        if inner is None:
+            break
+        where.append(inner)
+        found = found[inner]
+    if not (isinstance(found, dict) and _are_tensors(found)):
         raise VapError(path, f"a {type(found).__name__} of other things", expected, fix)
+    while found and (prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in found)), None)):
+        where.append(f"{prefix}*")
+        found = {name.removeprefix(prefix): value for name, value in found.items()}
+    if where:
+        print(f"{path}: the weights are those under {' '.join(where)}", file=sys.stderr)
     return found
+
+
+def _are_tensors(found: dict[object, object]) -> bool:
+    return all(isinstance(name, str) and isinstance(value, Tensor) for name, value in found.items())

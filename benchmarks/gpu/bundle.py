@@ -167,6 +167,7 @@ def real_features(prepared: Path, weights: bytes) -> bytes:
 
     from vap.metrics.features import features_of, load_extractor
     from vap.metrics.store import pixels
+    from vap.progress import Progress
     from vap.stages.evaluate import SPLITS, split_rows
 
     rounded = torch.load(io.BytesIO(weights), weights_only=True)
@@ -178,7 +179,9 @@ def real_features(prepared: Path, weights: bytes) -> bytes:
     parts: dict[str, Any] = {}
     for split in SPLITS:
         if len(rows := split_rows(images, split, REAL_N, 0)):
-            parts[split] = features_of(pixels(images, rows), extractor, 64)["pooled"].half().numpy()
+            with Progress(f"features {prepared.stem} {split}", len(rows), "img") as progress:
+                found = features_of(pixels(images, rows), extractor, 64, progress)
+            parts[split] = found["pooled"].half().numpy()
     buffer = io.BytesIO()
     np.savez(buffer, **parts)
     return buffer.getvalue()

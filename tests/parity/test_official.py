@@ -209,7 +209,7 @@ def test_positions_are_resampled_for_other_latents(tmp_path: Path) -> None:
         pytest.param(lambda f: write(uvit(depth=6), f), "more unknown", id="deep"),
         pytest.param(lambda f: write(uvit(size=16, patch=4), f), "patch_embed.proj.weight", id="patch"),
         pytest.param(
-            lambda f: torch.save({"weight": nn.Linear(2, 2)}, f), "no readable weights", id="pickle"
+            lambda f: torch.save({"weight": nn.Linear(2, 2)}, f), "which could run code", id="pickle"
         ),
         pytest.param(lambda f: torch.save({"step": 3}, f), "a dict of other things", id="no tensors"),
         pytest.param(lambda f: f.write_bytes(b"\x80\x04junk"), "no readable weights", id="junk"),

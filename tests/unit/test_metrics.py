@@ -154,7 +154,7 @@ def test_weights_that_do_not_fit_are_told_in_one_line(tmp_path: Path) -> None:
     other.write_bytes(b"not weights")
     refused("no readable weights", "timm:test_vit", other)
     torch.save({"code": print}, path)  # would call what it names, were it a reduce
-    refused("no readable weights")
+    refused("objects of the kind print, which could run code")
     torch.save([1, 2], path)
     refused("a list")
     torch.save({"fc.weight": torch.zeros(3)}, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 import zipfile
@@ -93,7 +94,7 @@ def test_torch_fidelitys_networks_run_nothing(features: str, monkeypatch: pytest
 def test_a_pickle_is_one_line() -> None:
     for name in ("x.pth", "x.safetensors", "x.pt"):
         Path(name).write_bytes(pickle.dumps({"a": Attack()}))
-        with pytest.raises(VapError, match="no readable weights"):
+        with pytest.raises(VapError, match="no readable weights|objects of the kind"):
             read_tensors(Path(name), "weights", "get them again")
     assert not MARK.exists()
 
@@ -108,3 +109,57 @@ def test_copies_are_gone_afterwards_and_absent_files_told() -> None:
         clean_copies({"y.pth": Path("gone.pth")}, "weights", "get them"),
     ):
         raise AssertionError("never here")
+
+
+TENSORS = {"a.weight": torch.ones(2), "a.bias": torch.zeros(2)}
+OTHER = {name: value + 5 for name, value in TENSORS.items()}
+
+
+def under(prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + name: value for name, value in TENSORS.items()}
+
+
+AS_PEOPLE_HAVE_THEM: dict[str, dict[str, Any]] = {
+    "plain": TENSORS,
+    "DataParallel": under("module."),
+    "torch.compile": under("_orig_mod."),
+    "both": under("module._orig_mod."),
+    "a trainer's": {"model": TENSORS, "optimizer": {"state": {}}, "epoch": 3},
+    "a trainer's with an average": {"model": OTHER, "ema": TENSORS, "step": 7, "args": {"lr": 0.1}},
+    "Lightning": {"state_dict": under("model."), "pytorch-lightning_version": "2.5", "callbacks": {}},
+    "an average within": {"ema": {"module": TENSORS, "decay": 0.999}},
+    "an empty average": {"state_dict_ema": {}, "state_dict": TENSORS},
+}
+
+
+@pytest.mark.parametrize("saved", AS_PEOPLE_HAVE_THEM.values(), ids=AS_PEOPLE_HAVE_THEM)
+def test_the_weights_of_a_checkpoint_are_found(
+    saved: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(saved, "x.pt")
+    found = read_tensors(Path("x.pt"), "weights", "get them")
+    assert found.keys() == TENSORS.keys()
+    assert all(torch.equal(found[name], value) for name, value in TENSORS.items())
+    assert ("the weights are those under" in capsys.readouterr().err) == (saved is not TENSORS)
+
+
+@pytest.mark.parametrize(
+    ("saved", "told"),
+    [
+        (
+            {"model": TENSORS, "args": argparse.Namespace(lr=1)},
+            "found objects of the kind argparse.Namespace",
+        ),
+        (torch.nn.Linear(2, 2), "found objects of the kind torch.nn.modules.linear.Linear"),
+        ([1, 2], "found a list of other things"),
+        ({"epoch": 3}, "found a dict of other things"),
+    ],
+)
+def test_what_is_no_weights_is_one_line_with_what_to_do(saved: Any, told: str) -> None:
+    torch.save(saved, "x.pt")
+    with pytest.raises(VapError) as caught:
+        read_tensors(Path("x.pt"), "weights", "get them")
+    line = str(caught.value)
+    assert told in line
+    assert "weights_only" not in line
+    assert "\n" not in line

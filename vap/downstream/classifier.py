@@ -12,8 +12,6 @@ from vap.errors import VapError, in_brief
 from vap.params import ClassifierParams
 from vap.weights import read_tensors
 
-WRAPPERS = ("state_dict_ema", "state_dict", "model")  # where a training script's file has its tensors
-
 
 class Classifier(nn.Module):
     """A timm network with its own normalisation in front.
@@ -76,7 +74,7 @@ def _load(net: nn.Module, file: Path, heads: str | tuple[str, ...]) -> None:
         VapError: the file is absent or unreadable, or lacks or adds tensors beside the head.
     """
     weights = read_tensors(
-        file, "a safetensors or PyTorch file of weights", "correct the path, or get it again", WRAPPERS
+        file, "a safetensors or PyTorch file of weights", "correct the path, or get it again"
     )
     adapt = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
     expected = f"weights of timm's {net.pretrained_cfg['architecture']}"  # type: ignore[index]
