@@ -24,9 +24,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from vap.closure import code_hash
 from vap.errors import VapError
 from vap.progress import Progress
+from vap.workflow.closure import code_hash
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = Path("work")

@@ -22,7 +22,7 @@ def check(params: Params) -> None:
     from vap.captioning.questions import load_questions
     from vap.methods.base import method_of
 
-    for name in dict.fromkeys([*params.methods, *params.ablation.without]):
+    for name in dict.fromkeys([*params.rows, *params.ablation.without]):
         method_of(params, name)
     own = params.caption
     for dataset in params.datasets:
@@ -37,7 +37,7 @@ def absent_files(params: Params) -> Iterator[str]:
     named["latents.lpips_path"] = params.latents.lpips_path
     for key in params.evaluate.with_weights:
         named[f"evaluate.{key}_path"] = getattr(params.evaluate, f"{key}_path")
-    for name in dict.fromkeys([*params.methods, *params.ablation.without]):
+    for name in dict.fromkeys([*params.rows, *params.ablation.without]):
         train = params.method[name].train.model_dump()
         named[f"method.{name}.train.start_from"] = train.get("start_from")
     for name in params.downstream.classifiers:

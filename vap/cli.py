@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vap.errors import Stopped, VapError
-from vap.warm import hand_over
+from vap.workflow.warm import hand_over
 
 if TYPE_CHECKING:
     from vap.params import Params
@@ -216,9 +216,20 @@ def draw(
 @app.command(hidden=True)
 def stage(name: Annotated[str, typer.Argument(help="NAME or NAME@ITEM-ITEM of dvc.yaml.")]) -> None:
     """Run one stage through DVC, as the rules of Snakemake do."""
-    from vap.record import run_stage
+    from vap.workflow.dvc import run_stage
 
     raise typer.Exit(run_stage(name))
+
+
+@app.command(hidden=True)
+def plan() -> None:
+    """Write data/plan/: what decides the output of each stage beside the data that it reads."""
+    from vap.params import ABSENT, PARAMS_FILE, parse
+    from vap.workflow.plan import write_plan
+    from vap.yaml_files import read_yaml
+
+    config = read_yaml(PARAMS_FILE, "the settings", ABSENT)
+    write_plan(parse(config), config)
 
 
 @app.command(hidden=True)

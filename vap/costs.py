@@ -19,12 +19,12 @@ from typing import Any
 
 import yaml
 
-from vap import pipeline
 from vap.costs_count import method_sizes
 from vap.costs_model import Device, Job, Model, Rates, Row, fid_flops, pair_flops, sampling, training
 from vap.costs_rules import RULES
 from vap.errors import VapError
 from vap.params import Params
+from vap.workflow import snakemake as pipeline
 
 COSTS = Path(__file__).with_name("costs.yaml")
 ROOT = Path(__file__).resolve().parent.parent
@@ -142,7 +142,7 @@ def _paper_work(data: Mapping[str, Any]) -> dict[str, float]:
     source = ROOT / "config/paper.yaml"
     params = parse(yaml.safe_load(source.read_text(encoding="utf-8")), source)
     work = {}
-    for name in params.methods:
+    for name in params.rows:
         sizes = method_sizes(params, name, (4, 32), 7, 768, 80)
         if f"{name}_train_img_s" in data:
             work[f"{name}_train_img_s"] = training(params, name, sizes, 32).flops / 32

@@ -110,7 +110,7 @@ def method_sizes(
     width, tokens: of descriptions.
     """
     kind = params.kind(method)
-    if kind in ("images", "adversary"):
+    if kind == "images":
         return Sizes(params.method[method].model["image_size"], 3, 8)
     if kind == "latents":  # classes are one embedding, which costs nothing
         return Sizes(latents[1], latents[0], 8)
@@ -134,7 +134,7 @@ def _training_pass(name: str, entry: str, shared: str, sizes: Sizes, batch: int)
     from vap.methods.base import Batch
 
     method = _method(name, entry)
-    if method.kind == "adversary":
+    if one_step(name):
         generator, discriminator = _gan_passes(name, entry, sizes)
         often = 6 / method.train.r1_interval  # forward, backward, and these again
         step = generator * 4 + discriminator * (8 + often)
@@ -157,7 +157,7 @@ def _sampling_pass(name: str, entry: str, sizes: Sizes, batch: int, tokens: int)
     import torch
 
     method = _method(name, entry)
-    if method.kind == "adversary":
+    if one_step(name):
         one = _gan_passes(name, entry, sizes)[0]
         return Work(
             one.flops * batch, one.kernels, one.activations * batch, one.largest * batch, one.parameters
@@ -166,6 +166,13 @@ def _sampling_pass(name: str, entry: str, sizes: Sizes, batch: int, tokens: int)
     predict = method.predictor(net.eval(), c, c)
     with torch.inference_mode():
         return counted(lambda: predict(x, t, False), net)
+
+
+def one_step(name: str) -> bool:
+    """Whether a method draws in one pass, as a GAN does."""
+    from vap.methods.base import OneStepMethod, method_class
+
+    return issubclass(method_class(name), OneStepMethod)
 
 
 def _method(name: str, entry: str) -> Any:

@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vap.costs_count import Sizes, Work, autoencoder, method_sizes, sampling_pass, training_pass
+from vap.costs_count import (
+    Sizes,
+    Work,
+    autoencoder,
+    method_sizes,
+    one_step,
+    sampling_pass,
+    training_pass,
+)
 from vap.costs_images import Images, images_of
 from vap.params import Params
 
@@ -71,13 +79,13 @@ def pair_flops(n: int, m: int, d: int) -> float:
 def training(params: Params, method: str, sizes: Sizes, batch: int) -> Work:
     """A training step of `batch` images: three times the forward pass; a GAN's step is counted whole."""
     work = training_pass(method, params.method[method], params.train, sizes, batch)
-    return work if params.kind(method) == "adversary" else work * 3
+    return work if one_step(method) else work * 3
 
 
 def sampling(params: Params, method: str, sizes: Sizes, batch: int, device: Device) -> tuple[Work, int, int]:
     """All evaluations for `batch` samples, without decoder; the sampler's steps, and the passes of a step."""
     entry = params.method[method]
-    if params.kind(method) == "adversary":
+    if one_step(method):
         return sampling_pass(method, entry, sizes, batch, 0), 1, 1
     own = entry.sample.model_dump().get("sampler")
     steps = params.sample.steps if own is None else int(own["steps"])

@@ -313,7 +313,7 @@ def classify(model: Model, job: Job) -> Row:
 def page(model: Model, job: Job) -> Row:
     """What only reads results: its start is its cost."""
     side = model.params.prepare.image_size * model.params.figure.zoom
-    n = model.params.figure.columns * (1 + len(model.params.methods)) if job.words[0] == "figure" else 0
+    n = model.params.figure.columns * (1 + len(model.params.rows)) if job.words[0] == "figure" else 0
     disk = model.stored(n, side, "png") if n else 0.0
     return _row(model, job, _n(n) if n else "metrics", 0.0, 0.2 * GB, disk)
 

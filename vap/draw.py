@@ -66,7 +66,7 @@ def draw(
             source: Draws = SentenceDraws(own, bank, device)
             rows = [i % len(own) for i in range(n)]
         else:
-            share = share_of(dataset, run_of(params, method).percent, params.seed)
+            share = share_of(bank.file, run_of(params, method).percent, params.seed)
             source = draws_of("seen", bank, generator.classes, device, share=share)
             rows = [source.draw(label, rng_of(seed, i)) for i in range(n)]
         condition = described(labels, *source.collate(rows))

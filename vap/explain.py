@@ -17,13 +17,13 @@ from typing import Any
 
 from vap.artifacts import file_sha256
 from vap.captioning.questions import FOLDER as QUESTIONS
-from vap.closure import code_hash, module_file
 from vap.downstream.places import label_of, scores_path, source_of
 from vap.errors import VapError
 from vap.explain_lock import Lock
 from vap.runs import method_of, seed_run
 from vap.stages.common import floor_path, latents_path, metrics_path
 from vap.stages.table import NUMBERS, SD, mean_and_sd
+from vap.workflow.closure import code_hash, module_file
 
 # table to its number, the columns that name a row, and where the paper's printed numbers are kept
 TABLES: dict[str, tuple[int, tuple[str, ...], str]] = {

@@ -31,7 +31,7 @@ def preview(params: Params, folder: Path, target: Path) -> None:
     bank, prompts = None, None
     if generator.method.kind == "prompts":
         bank = PromptBank(bank_path(config["dataset"]))
-        share = share_of(config["dataset"], config.get("percent"), params.seed)
+        share = share_of(bank.file, config.get("percent"), params.seed)
         source = draws_of("seen", bank, generator.classes, share=share)
         prompts = [source.draw(generator.classes[c], rng_of(params.seed, i)) for i, c in enumerate(labels)]
     images = generator.draw(list(range(n)), labels, prompts, bank, params.seed)

@@ -273,9 +273,7 @@ def test_a_generator_of_the_share_has_a_chain_of_its_own() -> None:
     write_scores("vap_data1", {"prepared": PREPARED, "samples": samples})
     for source in ("none", "vap"):
         write_scores(source, {"prepared": PREPARED}, ratio=100)
-    by_kind = {"images": [], "adversary": [], "latents": [], "prompts": ["vap"]}
-    shares = {"generator_data": ["full", "ratio"], "generator_ratios": ["1"], "generators": by_kind}
-    table3.run(with_downstream(params(), {"ratios": ["1", "100"], **shares}))
+    table3.run(with_downstream(params(), {"ratios": ["1", "100"], "generator_ratios": ["1"]}))
     row = "own,net,1,real + vap (trained on the share)"
     found = explain(TABLE3, row, "mauc")
     assert found["from"]["path"] == "results/downstream/own/net-1-vap_data1.json"

@@ -36,7 +36,7 @@ def project(
 
 
 def own(**changes: Any) -> Params:
-    return settings(methods=["stylegan"], learns_from={"adversary": ["stylegan"]}, **changes)
+    return settings(methods=["stylegan"], learns_from={"images": ["stylegan"]}, **changes)
 
 
 def learner(**changes: Any) -> GanLearner:

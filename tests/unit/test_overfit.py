@@ -28,7 +28,7 @@ from vap.params import Params, parse
 DATASET, LABEL = "phantom-chestxray14", "Atelectasis"
 N = 64
 SIDE = 16  # pixels, the smallest phantom
-KINDS = {"stylegan": "adversary", "cbdm": "images", "vap": "prompts"}
+KINDS = {"stylegan": "images", "cbdm": "images", "vap": "prompts"}
 AUTOENCODER = {"steps": 2000, "lr": 3.0e-3, "patch": 4, "channels": [128]}
 AUTOENCODER |= {"latent_channels": 1, "kl_weight": 1.0e-5}
 TRANSFORMER = {"width": 128, "depth": 4, "heads": 4, "patch": 1}

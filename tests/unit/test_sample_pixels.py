@@ -25,7 +25,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch_settings: Non
 
 
 def params(method: str, **changes: Any) -> Params:
-    kind = {"cbdm": "images", "stylegan": "adversary"}[method]
+    kind = "images"
     return settings(methods=[method], learns_from={kind: [method]}, sample__n=6, sample__steps=3, **changes)
 
 
@@ -97,7 +97,6 @@ def test_a_model_of_other_settings_is_one_line() -> None:
         ("paper-released", "prompts", [60, 30, 10, 0]),
         ("paper-released", "latents", [34, 33, 33, 0]),
         ("paper-released", "images", [34, 33, 33, 0]),
-        ("paper-released", "adversary", [34, 33, 33, 0]),
     ],
 )
 def test_label_priors(how: str, kind: Any, expected: list[int]) -> None:

@@ -50,9 +50,7 @@ def params(*datasets: str, **changes: Any) -> Params:
 
 def with_shares(*datasets: str) -> Params:
     """Of one method, whose generators are trained on the shares too."""
-    by_kind = {"images": [], "adversary": [], "latents": [], "prompts": ["vap"]}
-    shares = {"generator_data": ["full", "ratio"], "generator_ratios": ["1", "10"], "generators": by_kind}
-    return params(*datasets, sources=["vap"], **shares)
+    return params(*datasets, sources=["vap"], generator_ratios=["1", "10"])
 
 
 def scores(dataset: str, classifier: str, ratio: str, source: str, /, **changes: Any) -> None:

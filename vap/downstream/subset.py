@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 from vap.artifacts import ArrowFile
 from vap.errors import VapError
-from vap.stages.common import prepared_path
 
 
 def real_rows(prepared: ArrowFile, split: str) -> list[int]:
@@ -31,14 +31,20 @@ def subset_rows(prepared: ArrowFile, percent: int, seed: int) -> list[int]:
     Args:
         percent: 1 to 100.
     """
+    rows = real_rows(prepared, "train")
     names, labels = prepared.column("id"), prepared.column("label")
+    return [rows[i] for i in _drawn([names[r] for r in rows], [labels[r] for r in rows], percent, seed)]
+
+
+def _drawn(names: Sequence[str], labels: Sequence[str], percent: int, seed: int) -> list[int]:
+    """The places of the images that are drawn, in order."""
     by_class: dict[str, list[int]] = {}
-    for row in real_rows(prepared, "train"):
-        by_class.setdefault(labels[row], []).append(row)
+    for place, label in enumerate(labels):
+        by_class.setdefault(label, []).append(place)
     chosen: list[int] = []
-    for rows in by_class.values():
-        drawn = sorted(rows, key=lambda row: (_place(seed, names[row]), names[row]))
-        chosen += drawn[: max(1, (len(rows) * percent + 50) // 100)]
+    for places in by_class.values():
+        drawn = sorted(places, key=lambda place: (_place(seed, names[place]), names[place]))
+        chosen += drawn[: max(1, (len(places) * percent + 50) // 100)]
     return sorted(chosen)
 
 
@@ -46,14 +52,19 @@ def _place(seed: int, name: str) -> bytes:
     return hashlib.sha256(f"downstream:{seed}:{name}".encode(errors="surrogateescape")).digest()
 
 
-def share_of(dataset: str, percent: int | None, seed: int) -> dict[str, str] | None:
-    """Id to class of the images of a ratio, in the prepared file's order; None, for all images, of None.
+def share_of(file: ArrowFile, percent: int | None, seed: int) -> dict[str, str] | None:
+    """Id to class of the images of a ratio, by id; None, for all images, of None.
 
-    Raises:
-        VapError: the dataset is not prepared.
+    Args:
+        file: any artefact that knows the training images: "prepared", "latents" or "bank".
     """
     if percent is None:
         return None
-    prepared = ArrowFile(prepared_path(dataset), "prepared")
-    names, labels = prepared.column("id"), prepared.column("label")
-    return {names[row]: labels[row] for row in subset_rows(prepared, percent, seed)}
+    if file.kind == "bank":
+        rows = file.rows(["ids", "labels", "splits"])
+        told = [image for row in rows for image in zip(row["ids"], row["labels"], row["splits"], strict=True)]
+    else:
+        told = list(zip(*map(file.column, ("id", "label", "split")), strict=True))
+    images = sorted((name, label) for name, label, split in told if split == "train")
+    chosen = _drawn([name for name, _ in images], [label for _, label in images], percent, seed)
+    return dict(images[place] for place in chosen)

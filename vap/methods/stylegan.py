@@ -73,7 +73,7 @@ class StyleGANSampleParams(OwnSampleParams):
 
 
 class Method(OneStepMethod[StyleGANParams]):
-    kind = "adversary"
+    kind = "images"
     model_params = StyleGANParams
     train_params = StyleGANTrainParams
     sample_params = StyleGANSampleParams

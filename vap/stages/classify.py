@@ -141,7 +141,7 @@ def _check(settings: DownstreamParams, classifier: str, ratio: str, source: str)
 def _used(settings: DownstreamParams, classifier: str, source: str) -> dict[str, Any]:
     """What the result depends on: not the other classifiers, nor how images are added where none is."""
     lists = {"classifiers", "ratios", "sources", "classifier"}
-    lists |= {"generator_data", "generator_ratios", "generators"}
+    lists.add("generator_ratios")
     ignored = ONLY_SYNTHETIC if source == REAL_ALONE else ()
     used = settings.model_dump(exclude={*lists, *ignored})
     return {**used, "classifier": settings.classifier[classifier].model_dump()}

@@ -46,7 +46,7 @@ def run(params: Params, dataset: str) -> Path:
     classes: list[str] = prepared.metadata["classes"]
     columns = [classes[i % len(classes)] for i in range(settings.columns)]
     rows = [_row("real", prepared, prepared.rows_of("train"), columns)]
-    for method in params.methods:
+    for method in params.rows:
         samples = ArrowFile(samples_path(dataset, method, "seen"), "samples")
         rows.append(_row(method, samples, np.arange(len(samples)), columns))
     letters = Lettering(None if settings.font is None else Path(settings.font), FONT)

@@ -32,7 +32,6 @@ from vap.stages.common import (
     autoencoder_path,
     bank_path,
     model_path,
-    prepared_path,
     preview_path,
     samples_path,
     set_up_torch,
@@ -170,9 +169,7 @@ def run(params: Params, dataset: str, name: str, condition: str) -> Path:
     if generator.method.kind == "prompts":
         inputs["prompts"] = bank_path(dataset)
         bank = PromptBank(bank_path(dataset))
-        share = share_of(dataset, wanted.percent, params.seed)
-        if share is not None:
-            inputs["prepared"] = prepared_path(dataset)
+        share = share_of(bank.file, wanted.percent, params.seed)
         others = params.ablation.other
         draws = draws_of(condition, bank, generator.classes, device, others.get(dataset), share)
         inputs |= draws.inputs

@@ -67,18 +67,20 @@ def run(params: Params) -> Path:
 
     `fid` is the Fréchet distance in the features that the row names; only with features `inception` is
     it the FID of the literature. `floor_fid` is the distance between two draws of `floor_n` real images. The
-    paper's values stand beside the rows of its own datasets. With further `seeds` a row is of `runs` runs:
-    every number is their mean, and `NAME_sd` their sample standard deviation.
+    paper's values stand beside the rows of its own datasets. With runs of further seeds among
+    `methods` a row is of `runs` runs: every number is their mean, `NAME_sd` their sample standard deviation.
 
     Raises:
         VapError: a metric file is absent or of another run.
     """
     floors = {dataset: floor_of(dataset) for dataset in params.datasets}
-    columns = columns_of(params.seeds)
+    with_runs = len(params.methods) > len(params.rows)
+    columns = columns_of(with_runs)
     rows = []
     for dataset in params.datasets:
-        for method in params.methods:
-            row = mean_row(dataset, method, params.seeds) if params.seeds else row_of(dataset, method, "seen")
+        for method in params.rows:
+            seeds = params.seeds_of(method)
+            row = mean_row(dataset, method, seeds) if with_runs else row_of(dataset, method, "seen")
             row |= floors[dataset]
             paper: Sequence[float | str] = TABLE1.get((dataset, method), ("",) * 4)
             row |= {name: number(value) for name, value in zip(PAPER_COLUMNS, paper, strict=True)}
@@ -90,9 +92,9 @@ def run(params: Params) -> Path:
 # ── runs with further seeds ─────────────────────────────────────────────────────────────────────────
 
 
-def columns_of(seeds: Sequence[int]) -> tuple[str, ...]:
+def columns_of(with_runs: bool) -> tuple[str, ...]:
     """The columns: with further seeds `runs`, and beside every mean NAME_sd, but for spreads within a run."""
-    if not seeds:
+    if not with_runs:
         return COLUMNS
     columns = []
     for name in COLUMNS:
@@ -120,11 +122,12 @@ def mean_row(dataset: str, method: str, seeds: Sequence[int]) -> Row:
 
 
 def mean_and_sd(values: Sequence[float | None], digits: int = 3) -> tuple[str, str]:
-    """Mean and sample standard deviation (over n - 1) of two or more values; dashes where one is absent."""
+    """Mean and sample standard deviation (over n - 1); dashes where a value is absent or alone."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return NO_VALUE, NO_VALUE
-    return number(statistics.fmean(known), digits), number(statistics.stdev(known), digits)
+    sd = number(statistics.stdev(known), digits) if len(known) > 1 else NO_VALUE
+    return number(statistics.fmean(known), digits), sd
 
 
 # ── what the tables share ───────────────────────────────────────────────────────────────────────────

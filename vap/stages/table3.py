@@ -38,9 +38,9 @@ def run(params: Params) -> Path:
     """Write results/tables/table3.csv and .md, a row per dataset, classifier, ratio and source.
 
     The paper's values stand beside the rows that are the paper's. F1 is "/" for chest X-rays, as there;
-    `absent` names the classes without a test image, which no mean counts. With `ratio` in
-    downstream.generator_data every source has a second row, of a generator that has seen the classifier's
-    real images alone; at 100 % that is the same generator, and the row repeats its scores.
+    `absent` names the classes without a test image, which no mean counts. With downstream.generator_ratios
+    every source has a second row at these ratios, of a generator that has seen the classifier's real images
+    alone; at 100 % that is the same generator, and the row repeats its scores.
 
     Raises:
         VapError: a file of scores is absent or of another run, or a score is not a number.
@@ -54,7 +54,7 @@ def run(params: Params) -> Path:
         for label in _labels(settings, int(ratio))
     ]
     columns = list(COLUMNS)
-    if "ratio" in settings.generator_data:
+    if settings.generator_ratios:
         columns.insert(columns.index("images") + 1, "generator_data")
     cells = [{name: row[name] for name in columns} for row in rows]
     write(TABLE, columns, cells, _markdown(rows, settings.ratios))
@@ -64,7 +64,7 @@ def run(params: Params) -> Path:
 def _labels(settings: DownstreamParams, percent: int) -> list[str]:
     """What the rows of a ratio are called."""
     sources = [REAL_ALONE, *settings.sources]
-    if "ratio" in settings.generator_data:
+    if str(percent) in settings.generator_ratios or (percent == 100 and settings.generator_ratios):
         sources += [share_run(source, percent) for source in settings.sources]
     return [label_of(source) for source in sources]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vap.artifacts import (
+    ArrowFile,
     atomic,
     provenance,
     rank_and_world,
@@ -24,7 +25,7 @@ from vap.methods.base import Method, Shapes, method_of
 from vap.methods.trained import CONFIG, WEIGHTS
 from vap.params import Params
 from vap.runs import run_of
-from vap.stages.common import model_path, prepared_path, set_up_torch, training_log_path
+from vap.stages.common import latents_path, model_path, prepared_path, set_up_torch, training_log_path
 from vap.training.loop import train, write_log
 from vap.training.watch import Watch
 
@@ -52,11 +53,17 @@ def run(params: Params, dataset: str, name: str) -> Path:
     own = implementation.train
     compiled = params.compute.compile_mode(device.type, own.steps) is not None
     even = TEXT_MULTIPLE if device.type == "cuda" or compiled else 1
-    only = share_of(dataset, wanted.percent, params.seed)
+    only = None
+    if wanted.percent is not None:
+        pixels = implementation.kind == "images"
+        images = (
+            ArrowFile(prepared_path(dataset), "prepared")
+            if pixels
+            else ArrowFile(latents_path(dataset), "latents")
+        )
+        only = share_of(images, wanted.percent, params.seed)
     data = implementation.data(dataset, even, only)
     inputs = dict(data.inputs)
-    if only is not None:
-        inputs["prepared"] = prepared_path(dataset)
     if implementation.start_from is not None:
         if not implementation.start_from.is_file():
             raise VapError(
@@ -93,7 +100,7 @@ def run(params: Params, dataset: str, name: str) -> Path:
     config = {
         "dataset": dataset,
         "method": method,
-        **({"run": name} if wanted.variant else {}),
+        **({"run": name} if name != method else {}),
         **share,
         "classes": data.classes,
         "class_counts": data.counts.tolist(),

@@ -34,7 +34,6 @@ VARIABLE = "VAP_WARM"
 LIBRARIES = (
     "dvc.cli",
     "dvc.commands.repro",
-    "dvc.stage.serialize",
     "torch",
     "numpy",
     "PIL.Image",
@@ -147,7 +146,7 @@ def start() -> subprocess.Popen[bytes] | None:
     folder = tempfile.mkdtemp(prefix="vap-warm-")
     os.environ[VARIABLE] = str(Path(folder) / "socket")
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "vap.warm", folder],
+        [sys.executable, "-P", "-m", "vap.workflow.warm", folder],
         env={**os.environ, **{f"{library}_NUM_THREADS": "1" for library in THREADS}},
         stdin=subprocess.PIPE,  # never written to: it ends when this process does
         stdout=subprocess.DEVNULL,

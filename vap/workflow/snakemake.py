@@ -1,7 +1,7 @@
-"""What DVC knows, for Snakemake: which stages are stale, and how one is run.
+"""What Snakemake must know when it starts: that the settings are in order, and which stages DVC calls stale.
 
 dvc.lock is the only record of what made the files on disk. Snakemake schedules; each of its jobs runs
-its stage through DVC (vap.record), so that the record is right whichever tool was called.
+its stage through DVC (vap.workflow.dvc), so that the record is right whichever tool was called.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-import json
 import operator
 import os
 import shutil
@@ -20,10 +19,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vap import warm
 from vap.check import absent_files, check
 from vap.errors import VapError
 from vap.params import ABSENT, PARAMS_FILE, Params, parse
+from vap.workflow import warm
+from vap.workflow.dvc import keep, stale_stages
 from vap.yaml_files import read_yaml
 
 MARKS = Path(".snakemake/stale")
@@ -51,25 +51,6 @@ def find_programs() -> None:
         raise VapError(".dvc", "no such folder", "the project's DVC settings", "clone the project with git")
     if subprocess.run(["git", "rev-parse", "--git-dir"], capture_output=True).returncode:
         raise VapError(".git", "no git repository", "a clone", "clone the project, or run `git init`")
-
-
-def stale_stages() -> set[str]:
-    """Names of the stages whose outputs do not follow from their deps, params and command.
-
-    Raises:
-        VapError: DVC cannot read the project.
-    """
-    result = subprocess.run(
-        [sys.executable, "-m", "vap.record", "status", "--json"], capture_output=True, text=True
-    )
-    if result.returncode:
-        # the first paragraph: who holds the file, where another run is going on
-        found = result.stderr.partition("ERROR: ")[2].partition("\n\n")[0] or "?"
-        if "is busy" in found:
-            raise VapError("dvc status", found, "no other run", "wait for that one, or end it")
-        raise VapError("dvc status", found, "a readable record", "see `dvc status`")
-    status = json.loads(result.stdout.strip().splitlines()[-1]) if result.stdout.strip() else {}
-    return {name.removeprefix("dvc.yaml:") for name in status}
 
 
 def mark(stages: Iterable[str], stale: set[str]) -> None:
@@ -107,20 +88,7 @@ def dvc_stages() -> Mapping[str, Any]:
     return stages
 
 
-def code(stage: str, **item: str) -> list[str]:
-    """The code that a stage depends on, as dvc.yaml declares it, with its matrix item filled in."""
-    deps = [dep for dep in dvc_stages()[stage]["deps"] if dep.startswith("vap/")]
-    for name, value in item.items():
-        deps = [dep.replace(f"${{item.{name}}}", value) for dep in deps]
-    return deps
-
-
-def settings(config: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    """The values of params.yaml under dotted keys."""
-    return {key: _value(config, key) for key in keys}
-
-
-def _value(config: Mapping[str, Any], key: str) -> Any:
+def _listed(config: Mapping[str, Any], key: str) -> Any:
     try:
         return functools.reduce(operator.getitem, key.split("."), config)
     except (KeyError, TypeError):
@@ -128,10 +96,12 @@ def _value(config: Mapping[str, Any], key: str) -> Any:
 
 
 def stage_items(config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
-    """All stages of dvc.yaml, in its order, with their matrix item: (name, key to value)."""
+    """All stages of dvc.yaml but the plan, in its order, with their matrix item: (name, key to value)."""
     for stage, entry in dvc_stages().items():
+        if stage == "plan":
+            continue
         matrix = {
-            key: _value(config, value.removeprefix("${").removesuffix("}"))
+            key: _listed(config, value.removeprefix("${").removesuffix("}"))
             if isinstance(value, str)
             else value
             for key, value in entry.get("matrix", {}).items()
@@ -175,7 +145,7 @@ def check_methods(params: Params) -> None:
     """
     judged = {"methods", "learns_from", "method", "datasets", "dataset", "ablation", "caption"}
     digest = hashlib.sha256(params.model_dump_json(include=judged).encode())
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     for folder, pattern in (("methods", "*.py"), ("captioning/questions", "*.yaml")):
         for file in sorted((package / folder).glob(pattern)):
             digest.update(file.read_bytes())
@@ -200,6 +170,7 @@ def set_up(config: Mapping[str, Any], *, main_process: bool) -> Params:
         find_programs()
         check_methods(params)
         mark(stage_names(config), stale_stages())
+        keep()
     return params
 
 
