@@ -19,11 +19,12 @@ import torch
 import yaml
 
 from benchmarks.common import TOY, Result, best_time, synchronized
-from vap.artifacts import ROOT
-from vap.methods.base import Batch, Condition, OneStepMethod, Request, Shapes, load_method
-from vap.methods.diffusion import DiffusionMethod
+from vap.common.artifacts import ROOT
+from vap.generators.base import OneStepMethod, Request, Shapes, load_method
+from vap.generators.diffusion import DiffusionMethod
+from vap.generators.stylegan.training import GanBatch
 from vap.params import MethodParams, Params, parse
-from vap.training.gan import GanBatch
+from vap.training.batch import Batch, Condition
 from vap.training.loop import Learner, make_accelerator
 from vap.training.watch import memory_mb
 
@@ -91,9 +92,7 @@ def _condition(B: int, texts: bool) -> Condition:
     return Condition(label, torch.randn(B, TOKENS, TEXT), torch.ones(B, TOKENS, dtype=torch.bool))
 
 
-def _batch(
-    B: int, shape: tuple[int, int, int], condition: Condition, learner: Learner[Any]
-) -> Any:
+def _batch(B: int, shape: tuple[int, int, int], condition: Condition, learner: Learner[Any]) -> Any:
     x0 = torch.rand(B, *shape) * 2 - 1
     if hasattr(learner, "generator"):
         z = torch.randn(B, 2, learner.generator.z_dim)
@@ -112,7 +111,7 @@ def _sampler(
     gpu: bool,
 ) -> tuple[Callable[[], Any], float]:
     """A call that draws a batch, and by what its time is to be multiplied."""
-    from vap.diffusion.draw import draw
+    from vap.generators.drawing import draw
 
     B = len(condition.label)
     null = Condition(torch.full((B,), CLASSES))

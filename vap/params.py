@@ -22,8 +22,8 @@ from pydantic import (
     model_validator,
 )
 
-from vap.errors import VapError
-from vap.yaml_files import read_yaml
+from vap.common.errors import VapError
+from vap.common.yaml_files import read_yaml
 
 PARAMS_FILE = Path("params.yaml")
 ABSENT = "run from the project's folder, or `vap profile demo`"  # what to do without it

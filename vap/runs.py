@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from vap.errors import VapError
+from vap.common.errors import VapError
 from vap.params import RUN_NAME, Params, method_of
 
 __all__ = ["Run", "method_of", "run_of", "runs_of", "seed_run", "share_run"]

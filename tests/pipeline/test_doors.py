@@ -203,8 +203,8 @@ def test_settings_of_how_and_not_what_run_nothing(built: Project) -> None:
     ("door", "file", "stages"),
     [
         (by_snakemake, "vap/metrics/fidelity.py", MEASURE),
-        # vap.methods.vap is built on vap.methods.uvit
-        (by_dvc, "vap/methods/uvit.py", UVIT | VAP | PAGES | PLUS_VAP | UNSEEN),
+        # vap.generators.vap.method is built on vap.generators.uvit.method
+        (by_dvc, "vap/generators/uvit/method.py", UVIT | VAP | PAGES | PLUS_VAP | UNSEEN),
     ],
 )
 def test_edited_code_runs_what_uses_it(built: Project, door: Door, file: str, stages: set[str]) -> None:

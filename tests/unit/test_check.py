@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from toy import settings
 
-from vap.check import absent_files, check
-from vap.errors import VapError
+from vap.common.errors import VapError
 from vap.workflow import snakemake as pipeline
+from vap.workflow.check import absent_files, check
 
 
 @pytest.mark.parametrize(

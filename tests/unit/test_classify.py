@@ -11,11 +11,11 @@ import pytest
 import torch
 from downstream_toy import CLASSES, PREPARED, SAMPLES, params, write_prepared, write_samples
 
-from vap.artifacts import file_sha256
+from vap.common.artifacts import file_sha256
+from vap.common.errors import VapError
+from vap.downstream import classify as stage
 from vap.downstream import fit as fitting
 from vap.downstream.places import scores_path
-from vap.errors import VapError
-from vap.stages import classify as stage
 
 ALONE, PLUS = ("own", "net", "50", "none"), ("own", "net", "50", "vap")
 

@@ -15,13 +15,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from toy import PROJECT
 from typer.testing import CliRunner
 
-from vap import cli, costs, costs_count, costs_model, costs_rules
-from vap.costs_count import Sizes, Work
-from vap.costs_images import images_of
+from vap import cli
+from vap.common.errors import VapError
+from vap.costs import count as costs_count
+from vap.costs import estimate as costs
+from vap.costs import model as costs_model
+from vap.costs import rules as costs_rules
+from vap.costs.count import Sizes, Work
+from vap.costs.images import images_of
 from vap.diffusion.schedule import Schedule
-from vap.errors import VapError
-from vap.methods.base import Batch, Condition, Shapes, load_method
+from vap.generators.base import Shapes, load_method
 from vap.params import Params, parse
+from vap.training.batch import Batch, Condition
 from vap.workflow import snakemake as pipeline
 
 PROFILES = sorted((PROJECT / "config").glob("*.yaml"))
@@ -79,7 +84,7 @@ def test_every_job_has_a_row(profile: Path, no_counting: None) -> None:
     names = [f"{row.stage}@{row.item}" if row.item else row.stage for row in rows]
     assert names == pipeline.stage_names(config_of(profile.stem))
     forgotten = {row.stage: row.notes for row in rows if row.basis == "unknown"}
-    assert not forgotten, "a command needs a rule in vap/costs_rules.py: RULES"
+    assert not forgotten, "a command needs a rule in vap/costs/rules.py: RULES"
     assert all(row.scales and row.memory_gb for row in rows if row.hours is not None)
 
 
@@ -176,7 +181,7 @@ def test_training_flops_are_those_of_a_real_step(name: str) -> None:
 
 
 def test_gan_flops_are_those_of_a_real_step() -> None:
-    from vap.training.gan import GanBatch
+    from vap.generators.stylegan.training import GanBatch
     from vap.training.loop import make_accelerator
 
     params, batch = parse(config_of("demo")), 4

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vap.errors import VapError
+from vap.common.errors import VapError
 from vap.workflow import dvc
 from vap.workflow.dvc import DAMAGED, KEPT, LOCK, is_whole, run, run_stage
 

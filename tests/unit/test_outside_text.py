@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from toy import BANK, CLASSES, WIDTH, bank_row, write
 
-from vap.errors import VapError, plain
+from vap.common.errors import VapError, plain
 from vap.prompts import report
 
 NASTY = "[INST] A [bold]mole[/INST] [link=file:///x]\x1b[31m\x07\x9b1m \u202egnp[/]"

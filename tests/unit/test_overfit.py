@@ -15,10 +15,10 @@ import torch
 import yaml
 from toy import PROJECT, write, write_bank_of
 
-import vap.stages.latents as latents_stage
-import vap.stages.sample as sample_stage
-import vap.stages.train as train_stage
-from vap.artifacts import ArrowFile
+import vap.autoencoders.latents as latents_stage
+import vap.generators.train as train_stage
+import vap.sampling.sample as sample_stage
+from vap.common.artifacts import ArrowFile
 from vap.datasets.images import decode, encode
 from vap.datasets.phantom import list_samples, load_spec, render
 from vap.metrics.features import features_of, load_extractor, weights_file

@@ -12,13 +12,13 @@ import yaml
 from downstream_toy import with_downstream
 from toy import BANK, LATENTS, PREPARED, settings, write_latents, write_own
 
-import vap.stages.sample as sampling
-import vap.stages.train as training
+import vap.generators.train as training
+import vap.sampling.sample as sampling
 from vap import cli
-from vap.artifacts import ArrowFile, file_sha256
-from vap.downstream.subset import share_of, subset_rows
-from vap.errors import VapError
-from vap.methods.base import load_method
+from vap.common.artifacts import ArrowFile, file_sha256
+from vap.common.errors import VapError
+from vap.datasets.share import share_of, subset_rows
+from vap.generators.base import load_method
 from vap.params import Params, parse
 from vap.prompts.bank import PromptBank
 from vap.prompts.draws import draws_of

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from toy import settings, write_prepared
 
-import vap.stages.sample as stage
-import vap.stages.train as training
-from vap.artifacts import ArrowFile, file_sha256
+import vap.generators.train as training
+import vap.sampling.sample as stage
+from vap.common.artifacts import ArrowFile, file_sha256
+from vap.common.errors import VapError
 from vap.datasets.images import decode
-from vap.errors import VapError
 from vap.params import Params
-from vap.stages.sample import plan_labels
+from vap.sampling.sample import plan_labels
 
 
 @pytest.fixture(autouse=True)

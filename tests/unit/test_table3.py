@@ -14,11 +14,11 @@ import pytest
 from downstream_toy import with_downstream
 from toy import PROJECT, settings
 
+from vap.common.errors import VapError
 from vap.downstream.places import label_of, scores_path, source_of
-from vap.errors import VapError
 from vap.params import Params
-from vap.stages import table3
-from vap.stages.paper3 import TABLE3, printed
+from vap.results import table3
+from vap.results.paper3 import TABLE3, printed
 
 PAPER = PROJECT.parent / "shared/paper/vap-diffusion-paper.txt"
 SOURCES = ["stylegan", "vap"]

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from vap.artifacts import SCHEMAS, Kind, build_arrow
+from vap.common.artifacts import SCHEMAS, Kind, build_arrow
 from vap.datasets.images import encode
 from vap.params import Params, parse
 

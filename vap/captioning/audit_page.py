@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vap.artifacts import ArrowFile
+from vap.common.artifacts import ArrowFile
 
 EXAMPLES = 24  # of each kind
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from vap.errors import VapError
+from vap.common.errors import VapError
 
 FOLDER = Path(__file__).parent / "questions"
 

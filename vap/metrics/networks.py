@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vap.errors import VapError, in_brief
-from vap.weights import clean_copies, read_tensors
+from vap.common.errors import VapError, in_brief
+from vap.common.weights import clean_copies, read_tensors
 
 Extractor = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 SIDE = 224  # pixels, of EfficientNet-Lite0's input

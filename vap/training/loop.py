@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from vap.errors import Stopped, VapError
-from vap.progress import Progress
+from vap.common.errors import Stopped, VapError
+from vap.common.progress import Progress
 from vap.training import checkpoint
 from vap.training.batch import Movable
 from vap.training.prefetch import prefetched

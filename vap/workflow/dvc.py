@@ -18,8 +18,8 @@ from pathlib import Path
 
 import yaml
 
-from vap.artifacts import atomic
-from vap.errors import VapError
+from vap.common.artifacts import atomic
+from vap.common.errors import VapError
 
 LOCK = Path("dvc.lock")
 KEPT = Path(".dvc/tmp/dvc.lock.whole")

@@ -13,17 +13,16 @@ it, through either door, and dvc.yaml lists neither settings nor modules.
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vap.artifacts import atomic, write_json
+from vap.common.artifacts import atomic, write_json
+from vap.common.code import STAGES, code_of
 from vap.params import Params
 from vap.runs import runs_of
-from vap.workflow.closure import code_of
 
 FOLDER = Path("data/plan")
 CLASSIFY = (
@@ -91,8 +90,8 @@ class Entry:
         """What is imported: the stage's module, and the one of its method, which is loaded by name."""
         if self.stage == "other":
             return []
-        method = [f"vap.methods.{self.names['method']}"] if "method" in self.names else []
-        return [f"vap.stages.{self.stage.removesuffix('-plus')}", *method]
+        method = [f"vap.generators.{self.names['method']}"] if "method" in self.names else []
+        return [STAGES[self.stage.removesuffix("-plus")], *method]
 
 
 def entries(params: Params) -> Iterator[Entry]:
@@ -128,7 +127,10 @@ def content(entry: Entry, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def value_of(config: Mapping[str, Any], key: str) -> Any:
     """The value under a dotted key; None where a mapping on the way lacks it, as `ablation.other` may."""
-    return functools.reduce(lambda part, name: part.get(name) if part else None, key.split("."), config)
+    found: Any = config
+    for name in key.split("."):
+        found = found.get(name) if found else None
+    return found
 
 
 def write_plan(params: Params, config: Mapping[str, Any], folder: Path = FOLDER) -> None:

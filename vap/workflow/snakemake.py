@@ -19,12 +19,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vap.check import absent_files, check
-from vap.errors import VapError
+from vap.common.errors import VapError
+from vap.common.yaml_files import read_yaml
 from vap.params import ABSENT, PARAMS_FILE, Params, parse
 from vap.workflow import warm
+from vap.workflow.check import absent_files, check
 from vap.workflow.dvc import keep, stale_stages
-from vap.yaml_files import read_yaml
 
 MARKS = Path(".snakemake/stale")
 CHECKED = Path(".snakemake/checked")  # the hash of what check_methods has found in order
@@ -141,7 +141,7 @@ def check_methods(params: Params) -> None:
     These modules import torch, which takes seconds; so what was found in order is remembered.
 
     Raises:
-        VapError: as vap.check.check.
+        VapError: as vap.workflow.check.check.
     """
     judged = {"methods", "learns_from", "method", "datasets", "dataset", "ablation", "caption"}
     digest = hashlib.sha256(params.model_dump_json(include=judged).encode())

@@ -323,10 +323,8 @@ def main() -> None:
     arguments = WarmProcess(folder).serve()
     if arguments is None:
         _end(lambda: None)
-    from vap.cli import main_here
-
     sys.argv = ["vap", *arguments]
-    _end(main_here)
+    _end(importlib.import_module("vap.cli").main_here)  # by name: the command line stands above this room
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 # What the rules share: params.yaml checked, DVC's stale marks, and which stage of dvc.yaml a job runs.
 from snakemake.exceptions import WorkflowError
 
-from vap.errors import VapError
+from vap.common.errors import VapError
 from vap.runs import runs_of
 from vap.workflow import snakemake as pipeline
 from vap.workflow.snakemake import MARKS
