@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from vap.autoencoders import reconstruction
 from vap.common.errors import VapError
 from vap.common.weights import clean_copies, read_tensors
-from vap.metrics import reconstruction
 from vap.metrics.networks import Fidelity
 
 MARK = Path("it-ran")
