@@ -74,8 +74,9 @@ def _until(what: Callable[[], bool], seconds: float = 60.0) -> None:
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package named vap with the real warm.py and commands for these tests."""
     folder = tmp_path_factory.mktemp("package")
-    (folder / "vap").mkdir()
+    (folder / "vap/workflow").mkdir(parents=True)
     (folder / "vap/__init__.py").touch()
+    (folder / "vap/workflow/__init__.py").touch()
     (folder / "vap/cli.py").write_text(CLI)
     shutil.copy(vap.workflow.warm.__file__, folder / "vap/workflow/warm.py")
     return folder

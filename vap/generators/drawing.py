@@ -46,7 +46,7 @@ def draw(
         predict = guided(method.predictor(net, condition, null), scale)
     how = method.sampling(settings)
     if how.sampler == "ddpm" and how.variance == "learned" and not method.learns_variance:
-        name = type(method).__module__.rpartition(".")[2]
+        name = method.name
         raise VapError(
             f"params.yaml: sample.variance, of method {name}",
             "learned",
