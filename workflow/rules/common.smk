@@ -54,7 +54,10 @@ def decoder(wildcards):
 
 def model(wildcards):
     """A trained method."""
-    return [f"results/models/{{dataset}}/{{method}}/{file}" for file in ("config.json", "model.safetensors", "train.csv")]
+    return [
+        f"results/models/{{dataset}}/{{method}}/{file}"
+        for file in ("config.json", "model.safetensors", "train.csv")
+    ]
 
 
 onstart:

@@ -72,7 +72,10 @@ rule figure:
         "data/prepared/{dataset}.arrow",
         expand(
             "results/samples/{{dataset}}/{method}-seen.{suffix}",
-            method=[*config["methods"], *shares()],  # all that stands in that folder; it shows the methods' own
+            method=[
+                *config["methods"],
+                *shares(),
+            ],  # all that stands in that folder; it shows the methods' own
             suffix=["arrow", "png"],
         ),
     output:
