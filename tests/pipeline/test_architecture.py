@@ -125,7 +125,7 @@ def test_a_modality_is_a_file_of_questions(project: Project) -> None:
 
 
 def test_a_metric_is_an_entry_and_a_name(project: Project) -> None:
-    (entry,), (name,) = (blocks("Adding a metric", f"py-{what}") for what in ("entry", "names"))
+    (entry,), (name,) = (blocks("Adding a metric", f"text {what}") for what in ("entry", "names"))
     for path, before, line in (
         ("vap/metrics/fidelity.py", '        "prd_f1_8": prd[1],\n', entry),
         ("vap/results/table.py", '    "prd_f1_8",\n', name),
