@@ -22,8 +22,6 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmarks.common import Result, sized
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -37,12 +35,13 @@ def run() -> Result:
 
     from vap.captioning.server import serving
     from vap.params import load
+    from vap.profiles import read_profile
 
     why = kit.missing()
     own: dict[str, Any] = {"server": "measured", "model": "measured-describer"}
     if not why:
         engine = {"command": str(kit.COMMAND), "model": str(kit.MODEL), "dtype": "float32", "args": kit.ARGS}
-        base = yaml.safe_load((PROJECT / "config/smoke.yaml").read_text(encoding="utf-8"))["caption"]["vllm"]
+        base = read_profile(PROJECT / "config/smoke.yaml")["caption"]["vllm"]
         vllm = {**base, **engine, "max_model_len": kit.CONTEXT, "env": kit.ENV}
         own = {"server": "vllm", "model": kit.NAME, "vllm": vllm}
     else:

@@ -47,13 +47,13 @@ def peak(url: str, images: int) -> float:
 def caption(url: str, images: int) -> None:
     """Run the stage on blank images in this folder, then print this process's peak in MB."""
     import pyarrow as pa
-    import yaml
 
     from vap.captioning.caption import run as stage
     from vap.common.artifacts import SCHEMAS, build_arrow
     from vap.params import parse
+    from vap.profiles import read_profile
 
-    data = yaml.safe_load((PROJECT / "config/smoke.yaml").read_text(encoding="utf-8"))
+    data = read_profile(PROJECT / "config/smoke.yaml")
     data["datasets"], data["dataset"] = ["own"], {"own": {"adapter": "folder", "modality": "dermoscopy"}}
     data["caption"] |= {"server": url, "model": "none", "concurrency": 16}
     columns = {

@@ -68,12 +68,12 @@ def write_captions(n: int) -> None:
 
 def encode(encoder: str) -> None:
     """Run the stage in this process and print its peak memory in MB."""
-    import yaml
 
     from vap.params import parse
+    from vap.profiles import read_profile
     from vap.prompts.encode import run as stage
 
-    data = yaml.safe_load((PROJECT / "config/smoke.yaml").read_text(encoding="utf-8"))
+    data = read_profile(PROJECT / "config/smoke.yaml")
     data["datasets"], data["dataset"] = ["d"], {"d": {"adapter": "folder", "modality": "dermoscopy"}}
     data["encode"] |= {"encoder": encoder, "max_tokens": 256, "dtype": "fp16"}
     data["compute"] |= {"device": "cpu", "threads": 1}

@@ -16,14 +16,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import yaml
 
 from benchmarks.common import TOY, Result, best_time, synchronized
 from vap.common.artifacts import ROOT
 from vap.generators.base import OneStepMethod, Request, Shapes, load_method
 from vap.generators.diffusion import DiffusionMethod
 from vap.generators.stylegan.training import GanBatch
-from vap.params import MethodParams, Params, parse
+from vap.params import MethodParams, Params
+from vap.profiles import load_profile
 from vap.training.batch import Batch, Condition
 from vap.training.loop import Learner, make_accelerator
 from vap.training.watch import memory_mb
@@ -42,9 +42,7 @@ class RandomData:
 
 def measured(name: str) -> dict[str, float | str]:
     """Rates and memory of one method; of this process."""
-    params: Params = parse(
-        yaml.safe_load((ROOT / f"config/{'smoke' if TOY else 'paper'}.yaml").read_text(encoding="utf-8"))
-    )
+    params: Params = load_profile(ROOT / f"config/{'smoke' if TOY else 'paper'}.yaml")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gpu = device.type == "cuda"
     entry = params.method[name]

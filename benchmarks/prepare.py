@@ -76,12 +76,12 @@ def stage(folder: Path, images: int, size: int, storage: str) -> tuple[float, fl
 
 def prepare(name: str, size: int, storage: str) -> None:
     """Run the stage in this folder, then print its seconds and this process's peak memory in MB."""
-    import yaml
 
     from vap.datasets.prepare import run as stage
     from vap.params import parse
+    from vap.profiles import read_profile
 
-    data = yaml.safe_load((PROJECT / "config/smoke.yaml").read_text(encoding="utf-8"))
+    data = read_profile(PROJECT / "config/smoke.yaml")
     data["datasets"], data["dataset"] = [name], {name: {"adapter": "folder", "modality": "dermoscopy"}}
     data["prepare"] |= {"image_size": size, "storage": storage, "max_train": None, "max_test": None}
     start = time.perf_counter()

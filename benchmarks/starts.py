@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor, nn
 
 from benchmarks.common import TOY, Result, sized
@@ -32,6 +31,7 @@ from vap.diffusion.loss import denoising_errors, uneven_error
 from vap.diffusion.schedule import Schedule
 from vap.generators.base import Shapes, load_method
 from vap.params import MethodParams, parse
+from vap.profiles import read_profile
 from vap.prompts.bank import PromptBank
 from vap.training.batch import Batch, Condition
 from vap.training.data import LatentData
@@ -130,7 +130,7 @@ class SmoothFields:
 
 def method_of(name: str, changes: dict[str, Any]) -> tuple[Any, Any]:
     """The method of small size, and the settings around it."""
-    data = yaml.safe_load((ROOT / "config/smoke.yaml").read_text(encoding="utf-8"))
+    data = read_profile(ROOT / "config/smoke.yaml")
     params = parse(data)
     entry = params.method[name].model_dump()
     sizes = {"width": WIDTH, "depth": DEPTH, "heads": WIDTH // 32, "prototype_tokens": 16}

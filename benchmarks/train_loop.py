@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-import yaml
 
 from benchmarks.common import TOY, Result, counted_flops, peak_flops, side_by_side, sized, synchronized
 from vap.common.artifacts import ROOT, SCHEMAS, build_arrow
 from vap.generators.base import Shapes, load_method
 from vap.params import MethodParams, Params, parse
+from vap.profiles import read_profile
 from vap.training.loop import make_accelerator, train
 
 IMAGES, CLASSES, WIDTH, LONGEST = sized(10_015, 64), 7, 384, 48
@@ -63,7 +63,7 @@ def write_artefacts() -> None:
 
 def settings(gpu: bool) -> tuple[Params, Any]:
     """params.yaml of the benchmark, and its method."""
-    data = yaml.safe_load((ROOT / "config/smoke.yaml").read_text(encoding="utf-8"))
+    data = read_profile(ROOT / "config/smoke.yaml")
     data["train"]["precision"] = "bf16" if gpu else "fp32"
     params = parse(data)
     entry = params.method["vap"].model_dump()

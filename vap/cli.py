@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -382,18 +381,19 @@ def profile(
         bool, typer.Option("--dry-run", help="List what it would cost, as `vap cost NAME`; write nothing.")
     ] = False,
 ) -> None:
-    """Write params.yaml from config/NAME.yaml."""
+    """Write params.yaml: config/demo.yaml, with what config/NAME.yaml changes."""
     from vap.common.artifacts import atomic
-    from vap.params import PARAMS_FILE, load
+    from vap.params import PARAMS_FILE
+    from vap.profiles import is_written, load_profile, names, profile_text
 
-    known = sorted(path.stem for path in Path("config").glob("*.yaml"))
+    known = names(Path("config"))
     if name == "list":
         print("\n".join(known))
         return
     source = Path("config") / f"{name}.yaml"
     if name not in known:
         raise VapError(source, "no such profile", f"one of {', '.join(known) or 'config/*.yaml'}", "name one")
-    load(source)
+    load_profile(source)
     if dry_run:
         from vap.costs.page import cost as run
 
@@ -401,12 +401,12 @@ def profile(
         return
     if PARAMS_FILE.is_file():
         mine = PARAMS_FILE.read_bytes()
-        if all(mine != (Path("config") / f"{other}.yaml").read_bytes() for other in known):
+        if not is_written(mine, Path("config")):
             with atomic(OLD_PARAMS) as part:
                 part.write_bytes(mine)
             print(f"params.yaml was of no profile; it is kept as {OLD_PARAMS}")
     with atomic(PARAMS_FILE) as part:
-        shutil.copyfile(source, part)
+        part.write_text(profile_text(source), encoding="utf-8")
     print(f"params.yaml is now {source}")
 
 

@@ -22,6 +22,7 @@ from projects import CHECKOUT, Project, lay_out
 from vap.cli import app
 from vap.common.code import SILENT, STAGES, closure, imports, module_file, what_it_does
 from vap.params import Params
+from vap.profiles import profile_text
 from vap.workflow import plan
 from vap.workflow import snakemake as pipeline
 
@@ -152,9 +153,15 @@ def differences(dvc: Graph, snakemake: Graph) -> list[str]:
     return sorted(lines)
 
 
+def text_of(file: str) -> str:
+    """A params file, whole."""
+    path = CHECKOUT / file.partition(" ")[0]
+    return path.read_text(encoding="utf-8") if path.name == "params.yaml" else profile_text(path)
+
+
 def with_params(project: Project, file: str) -> None:
     """Put a params file in force, with a stand-in for each raw folder that is not in the repository."""
-    (project.root / "params.yaml").write_bytes((CHECKOUT / file.partition(" ")[0]).read_bytes())
+    (project.root / "params.yaml").write_text(text_of(file), encoding="utf-8")
     if file == RUNS:
         project.edit_params(FURTHER)
     for dataset in project.params()["datasets"]:
@@ -376,7 +383,7 @@ def room_of(path: str) -> str:
 
 def test_few_modules_stand_outside_the_rooms() -> None:
     assert {path.stem for path in (CHECKOUT / "vap").glob("*.py")} == {
-        *("__init__", "__main__", "cli", "params", "runs")
+        *("__init__", "__main__", "cli", "params", "profiles", "runs")
     }
     for room in (CHECKOUT / "vap").iterdir():
         if room.is_dir() and room.name != "__pycache__":

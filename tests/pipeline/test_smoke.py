@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from projects import CHECKOUT, Project, lay_out
 
+from vap.profiles import profile_text
+
 DATASET = "phantom-isic2018"
 TINY = {
     "datasets": [DATASET],
@@ -32,7 +34,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A clean checkout where `snakemake` has been run on config/smoke.yaml, made smaller still."""
     project = lay_out(tmp_path_factory.mktemp("smoke"))
     project.env["PYTHONDONTWRITEBYTECODE"] = ""
-    (project.root / "params.yaml").write_bytes((CHECKOUT / "config/smoke.yaml").read_bytes())
+    (project.root / "params.yaml").write_text(profile_text(CHECKOUT / "config/smoke.yaml"), "utf-8")
     project.edit_params(TINY)
     project.snakemake().ok()
     return project

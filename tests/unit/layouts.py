@@ -16,8 +16,10 @@ from PIL import Image
 
 from vap.datasets import chestxray14, isic2018, isic2019
 from vap.params import Params, parse
+from vap.profiles import profile_text
 
 PROJECT = Path(__file__).resolve().parents[2]
+SMOKE = profile_text(PROJECT / "config/smoke.yaml")  # as params.yaml
 SHARED = Path(os.environ.get("VAP_TEST_DATA", PROJECT.parent / "shared" / "data"))
 Files = dict[str, bytes]
 NOTHING: dict[str, Any] = {}
@@ -35,7 +37,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def settings(adapter: str, options: Mapping[str, Any] = NOTHING, **prepare: Any) -> Params:
     """params.yaml with the one dataset `own`."""
-    data = yaml.safe_load((PROJECT / "config/smoke.yaml").read_text(encoding="utf-8"))
+    data = yaml.safe_load(SMOKE)
     data["datasets"] = ["own"]
     data["dataset"] = {"own": {"adapter": adapter, "modality": "dermoscopy", **OPTIONS[adapter], **options}}
     data["prepare"] |= {"image_size": 16, "max_train": None, "max_test": None, **prepare}

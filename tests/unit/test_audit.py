@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from toy import write
+from toy import SMOKE, write
 from typer.testing import CliRunner
 
 from vap.captioning.audit import audit
@@ -99,7 +99,7 @@ TRUTH = {"shape": "round", "color": "black", "size": "small", "texture": "smooth
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     make(TEXTS, TRUTH)
-    (tmp_path / "params.yaml").write_bytes((RAW.parents[1] / "config/smoke.yaml").read_bytes())
+    (tmp_path / "params.yaml").write_text(SMOKE, encoding="utf-8")
     return tmp_path
 
 

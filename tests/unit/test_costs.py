@@ -26,6 +26,7 @@ from vap.costs.images import images_of
 from vap.diffusion.schedule import Schedule
 from vap.generators.base import Shapes, load_method
 from vap.params import Params, parse
+from vap.profiles import profile_text, read_profile
 from vap.training.batch import Batch, Condition
 from vap.workflow import snakemake as pipeline
 
@@ -34,7 +35,7 @@ SMALL = Work(2.0e9, 100, 1e6, 1e5, 1000)
 
 
 def config_of(name: str) -> dict[str, Any]:
-    return yaml.safe_load((PROJECT / f"config/{name}.yaml").read_text(encoding="utf-8"))
+    return read_profile(PROJECT / f"config/{name}.yaml")
 
 
 @pytest.fixture(autouse=True)
@@ -355,7 +356,7 @@ def test_the_commands_list_and_write_nothing(project: Path, no_counting: None) -
     assert not Path("params.yaml").exists()
     for text in ("isic2018-vap", "500,000 steps x 256", "assumed", "sum all", "A100", "10,000 images", "?"):
         assert text in listed.output
-    shutil.copyfile("config/smoke.yaml", "params.yaml")
+    Path("params.yaml").write_text(profile_text(Path("config/smoke.yaml")), encoding="utf-8")
     found = runner.invoke(cli.app, ["cost", "--json", "--device", "cpu"])
     data = json.loads(found.output)
     assert data["total"]["jobs"] == len(data["jobs"]) == len(pipeline.stage_names(config_of("smoke")))
@@ -403,7 +404,7 @@ def test_a_broken_record_is_one_line(content: str | None, found: str) -> None:
 
 
 def test_a_key_that_stands_twice_is_refused_though_snakemake_takes_the_last() -> None:
-    text = Path("config/smoke.yaml").read_text(encoding="utf-8") + "seed: 1\n"
+    text = Path("config/demo.yaml").read_text(encoding="utf-8") + "seed: 1\n"
     Path("params.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(VapError, match=r"params.yaml: seed: found this key twice, in lines \d+ and \d+"):
         pipeline.set_up(yaml.safe_load(text), main_process=True)

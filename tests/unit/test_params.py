@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import yaml
-from toy import PROJECT
+from toy import PROJECT, SMOKE
 
 from vap import cli
 from vap.common.errors import Stopped, VapError
 from vap.common.yaml_files import read_yaml
 from vap.generators.base import load_method
 from vap.params import load, parse
+from vap.profiles import load_profile
 
 PROFILES = sorted((PROJECT / "config").glob("*.yaml"))
 MISSING = object()
@@ -255,7 +256,7 @@ def test_a_method_without_module_is_one_line() -> None:
 
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
 def test_every_profile_fits_the_schema_and_its_methods(profile: Path) -> None:
-    params = load(profile)
+    params = load_profile(profile)
     for method in params.methods:
         assert load_method(method, params.method).kind == params.kind(method)
 
@@ -276,7 +277,7 @@ def test_profiles_name_only_profiles_that_exist() -> None:
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config").symlink_to(PROJECT / "config")
-    (tmp_path / "params.yaml").write_bytes((PROJECT / "config/smoke.yaml").read_bytes())
+    (tmp_path / "params.yaml").write_text(SMOKE, encoding="utf-8")
     return tmp_path
 
 

@@ -13,8 +13,10 @@ import yaml
 from vap.common.artifacts import SCHEMAS, Kind, build_arrow
 from vap.datasets.images import encode
 from vap.params import Params, parse
+from vap.profiles import profile_text
 
 PROJECT = Path(__file__).resolve().parents[2]
+SMOKE = profile_text(PROJECT / "config/smoke.yaml")  # as params.yaml
 CLASSES = ["mole", "scar"]
 SHAPE = (2, 4, 4)  # of the latents
 WIDTH = 6  # of a token state
@@ -30,7 +32,7 @@ def settings(seeds: Sequence[int] = (), **changes: Any) -> Params:
     Args:
         seeds: of further runs of every method.
     """
-    data = yaml.safe_load((PROJECT / "config/smoke.yaml").read_text(encoding="utf-8"))
+    data = yaml.safe_load(SMOKE)
     data["datasets"], data["dataset"] = ["own"], {"own": data["dataset"]["phantom-isic2018"]}
     data["compute"] |= {"device": "cpu", "threads": 1}
     data["train"] |= {"log_every": 2, "checkpoint_every": 3}

@@ -116,8 +116,9 @@ def lay_out(folder: Path, count: int, skip: int = 0, **caption: Any) -> Path:
 
     from vap.common.artifacts import SCHEMAS, build_arrow
     from vap.datasets.images import encode
+    from vap.profiles import read_profile
 
-    data = yaml.safe_load((PROJECT / "config/smoke.yaml").read_text(encoding="utf-8"))
+    data = read_profile(PROJECT / "config/smoke.yaml")
     data["datasets"], data["dataset"] = ["own"], {"own": {"adapter": "folder", "modality": "dermoscopy"}}
     data["caption"] |= {
         "model": NAME,

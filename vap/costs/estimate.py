@@ -137,10 +137,9 @@ def _prepare_row(key: str, data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _paper_work(data: Mapping[str, Any]) -> dict[str, float]:
     """FLOPs of an image for each rate METHOD_train_img_s and METHOD_sample_img_s of the benchmark."""
-    from vap.params import parse
+    from vap.profiles import load_profile
 
-    source = ROOT / "config/paper.yaml"
-    params = parse(yaml.safe_load(source.read_text(encoding="utf-8")), source)
+    params = load_profile(ROOT / "config/paper.yaml")
     work = {}
     for name in params.rows:
         sizes = method_sizes(params, name, (4, 32), 7, 768, 80)

@@ -14,20 +14,22 @@ from vap.common.errors import VapError
 from vap.common.yaml_files import read_yaml
 from vap.costs.estimate import Sum, by_stage, estimate, load_rates, sum_of
 from vap.costs.model import Device, Rates, Row
-from vap.params import PARAMS_FILE, parse
+from vap.params import ABSENT, PARAMS_FILE, parse
+from vap.profiles import read_profile
 
 BENCHMARKS = Path("benchmarks/out")
 
 
 def cost(source: Path = PARAMS_FILE, device: str = "cuda", as_json: bool = False) -> None:
-    """List what the settings in `source` cost.
+    """List what the settings in `source`, params.yaml or a profile, cost.
 
     Raises:
         VapError: the settings do not fit the schema, or the device is none of cpu and cuda.
     """
     if device not in ("cpu", "cuda"):
         raise VapError("--device", repr(device), "cpu or cuda", "name one of the two")
-    config = read_yaml(source, "the settings", "`vap profile list` names profiles")
+    whole = source == PARAMS_FILE
+    config = read_yaml(source, "the settings", ABSENT) if whole else read_profile(source)
     params, rates = parse(config, source), load_rates(BENCHMARKS)
     kind: Device = "cpu" if device == "cpu" else "cuda"
     rows = estimate(params, config, kind, rates)
