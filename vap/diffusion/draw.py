@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from vap.diffusion.guidance import guided, guided_together
 from vap.diffusion.sampler import sample
 from vap.diffusion.schedule import Schedule
-from vap.errors import VapError
 from vap.params import SampleParams, ScheduleParams
 
 if TYPE_CHECKING:
@@ -45,14 +44,6 @@ def draw(
     else:  # two passes, since the null prompt is the shorter one
         predict = guided(method.predictor(net, condition, null), scale)
     how = method.sampling(settings)
-    if how.sampler == "ddpm" and how.variance == "learned" and not method.learns_variance:
-        name = type(method).__module__.rpartition(".")[2]
-        raise VapError(
-            f"params.yaml: sample.variance, of method {name}",
-            "learned",
-            "posterior or beta: its network predicts no variance",
-            f"correct it, or set method.{name}.sample.sampler",
-        )
     with torch.autocast(first.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
         return sample(
             predict,

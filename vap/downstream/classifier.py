@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vap.errors import VapError, in_brief
 from vap.params import ClassifierParams
-from vap.weights import read_tensors
+from vap.weights import read_tensors, require_timm
 
 
 class Classifier(nn.Module):
@@ -34,9 +34,7 @@ class Classifier(nn.Module):
         import timm
 
         where = f"params.yaml: downstream.classifier.{name}"
-        if not timm.is_model(settings.model):
-            fix = "see timm.list_models()"
-            raise VapError(f"{where}.model", repr(settings.model), f"a model of timm {timm.__version__}", fix)
+        require_timm(f"{where}.model", settings.model)
         # a network with windows or positions is made for one size; timm has to be told another
         found = timm.get_pretrained_cfg(settings.model)
         fixed = found is not None and found.fixed_input_size

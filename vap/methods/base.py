@@ -292,6 +292,22 @@ def method_of(params: Params, name: str) -> Method[Any]:
     return method
 
 
+def built(method: Method[Any], shapes: Shapes, data: str = "the data") -> nn.Module:
+    """The freshly initialised network of a method.
+
+    Args:
+        data: what decides the shapes, for errors.
+
+    Raises:
+        VapError: the method's settings do not fit the shapes.
+    """
+    try:
+        return method.build(shapes)
+    except ValueError as error:
+        where = f"params.yaml: method.{method.name}.model"
+        raise VapError(where, str(error), f"a network that fits {data}", "change the setting") from None
+
+
 def checked(schema: type[BaseModel], data: Any, place: str, fix: str = "edit params.yaml") -> Any:
     """Settings as their schema has them.
 

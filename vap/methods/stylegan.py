@@ -45,6 +45,9 @@ class StyleGANParams(PixelParams):
             raise ValueError(f"'image_size' {self.image_size} must be a power of two, 16 or more")
         if self.critical_layers >= self.layers:
             raise ValueError(f"'critical_layers' must be less than 'layers' {self.layers}")
+        for key in ("channel_base", "discriminator_channel_base"):
+            if getattr(self, key) < self.image_size:  # the finest layers would have no channel
+                raise ValueError(f"{key!r} must be at least 'image_size' {self.image_size}")
         return self
 
 

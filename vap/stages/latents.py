@@ -23,7 +23,6 @@ from vap.artifacts import (
     work_folder,
     write_json,
 )
-from vap.errors import VapError
 from vap.metrics.reconstruction import reconstruction
 from vap.models import autoencoder, linear
 from vap.models.autoencoder import KL, Autoencoder, Linear
@@ -193,13 +192,7 @@ def _network(settings: LatentsParams, size: int, seed: int) -> Autoencoder:
     else:
         torch.manual_seed(seed)
         ae = autoencoder.unfitted(settings, size)
-    if size % ae.factor:
-        raise VapError(
-            "params.yaml: prepare.image_size",
-            str(size),
-            f"a multiple of {ae.factor}, the autoencoder's down-sampling",
-            "change it, or the autoencoder",
-        )
+    autoencoder.require_multiple(size, ae.factor)
     return ae
 
 

@@ -20,7 +20,7 @@ from vap.artifacts import (
 )
 from vap.downstream.subset import share_of
 from vap.errors import VapError
-from vap.methods.base import Method, Shapes, method_of
+from vap.methods.base import Shapes, built, method_of
 from vap.methods.trained import CONFIG, WEIGHTS
 from vap.params import Params
 from vap.runs import run_of
@@ -114,7 +114,10 @@ def run(params: Params, dataset: str, name: str) -> Path:
             _preview(work / "preview", training_log_path(dataset, name), step, weights, config)
 
         def build() -> nn.Module:
-            return _build(implementation, shapes, method)
+            net = built(implementation, shapes)
+            if implementation.start_from is not None:
+                implementation.take_over(net, implementation.start_from)
+            return net
 
         learner, log = train(
             implementation.learner(build, data, params.train, params.compute, seed),
@@ -138,21 +141,6 @@ def run(params: Params, dataset: str, name: str) -> Path:
             write_log(part / "train.csv", log)
             write_json(part / CONFIG, config)
     return model_path(dataset, name)
-
-
-def _build(implementation: Method[Any], shapes: Shapes, method: str) -> nn.Module:
-    try:
-        net = implementation.build(shapes)
-    except ValueError as error:
-        raise VapError(
-            f"params.yaml: method.{method}.model",
-            str(error),
-            "a network that fits the data",
-            "change the setting",
-        ) from None
-    if implementation.start_from is not None:
-        implementation.take_over(net, implementation.start_from)
-    return net
 
 
 def _preview(
