@@ -20,7 +20,7 @@ def write_bank(path: Path, dtype: str, captions: int = CAPTIONS) -> Path:
 
     import pyarrow as pa
 
-    from vap.artifacts import SCHEMAS, build_arrow
+    from vap.common.artifacts import SCHEMAS, build_arrow
     from vap.prompts.states import Packed, pack
 
     rng = np.random.default_rng(0)

@@ -64,8 +64,8 @@ def run() -> Result:
 
 def prepare_requests(folder: Path) -> None:
     """The content of each request, as replay.py reads it."""
-    from vap.artifacts import ArrowFile
     from vap.captioning.questions import load_questions
+    from vap.common.artifacts import ArrowFile
 
     ask = load_questions("dermoscopy", 1)
     prepared = ArrowFile(folder / "data/prepared/own.arrow", "prepared")
@@ -77,10 +77,10 @@ def prepare_requests(folder: Path) -> None:
 
 def ours(folder: Path, settings: Any, served: Any) -> float:
     """Seconds of all requests, journal included."""
-    from vap.artifacts import ArrowFile
     from vap.captioning.ask import ask_all
     from vap.captioning.journal import Journal
     from vap.captioning.questions import load_questions
+    from vap.common.artifacts import ArrowFile
 
     ask = load_questions("dermoscopy", 1)
     prepared = ArrowFile(folder / "data/prepared/own.arrow", "prepared")

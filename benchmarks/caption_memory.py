@@ -49,9 +49,9 @@ def caption(url: str, images: int) -> None:
     import pyarrow as pa
     import yaml
 
-    from vap.artifacts import SCHEMAS, build_arrow
+    from vap.captioning.caption import run as stage
+    from vap.common.artifacts import SCHEMAS, build_arrow
     from vap.params import parse
-    from vap.stages.caption import run as stage
 
     data = yaml.safe_load((PROJECT / "config/smoke.yaml").read_text(encoding="utf-8"))
     data["datasets"], data["dataset"] = ["own"], {"own": {"adapter": "folder", "modality": "dermoscopy"}}

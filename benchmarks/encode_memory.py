@@ -45,8 +45,8 @@ def write_captions(n: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from vap.artifacts import SCHEMAS, build_arrow
-    from vap.stages.common import captions_path, prepared_path
+    from vap.common.artifacts import SCHEMAS, build_arrow
+    from vap.common.places import captions_path, prepared_path
 
     rng = np.random.default_rng(0)
     words = ["large", "small", "oval", "round", "irregular", "brown", "black", "pink", "rough", "smooth"]
@@ -71,7 +71,7 @@ def encode(encoder: str) -> None:
     import yaml
 
     from vap.params import parse
-    from vap.stages.encode import run as stage
+    from vap.prompts.encode import run as stage
 
     data = yaml.safe_load((PROJECT / "config/smoke.yaml").read_text(encoding="utf-8"))
     data["datasets"], data["dataset"] = ["d"], {"d": {"adapter": "folder", "modality": "dermoscopy"}}
@@ -84,7 +84,7 @@ def encode(encoder: str) -> None:
 
 
 def run() -> Result:
-    from vap.stages.common import bank_path
+    from vap.common.places import bank_path
 
     peaks, sizes = {}, {}
     with tempfile.TemporaryDirectory() as name:

@@ -19,11 +19,12 @@ import torch
 import yaml
 
 from benchmarks.common import TOY, Result, best_time, synchronized
-from vap.artifacts import ROOT
-from vap.methods.base import Batch, Condition, Request, Shapes, load_method
-from vap.methods.diffusion import DiffusionMethod
+from vap.common.artifacts import ROOT
+from vap.generators.base import OneStepMethod, Request, Shapes, load_method
+from vap.generators.diffusion import DiffusionMethod
+from vap.generators.stylegan.training import GanBatch
 from vap.params import MethodParams, Params, parse
-from vap.training.gan import GanBatch
+from vap.training.batch import Batch, Condition
 from vap.training.loop import Learner, make_accelerator
 from vap.training.watch import memory_mb
 
@@ -50,7 +51,7 @@ def measured(name: str) -> dict[str, float | str]:
     train = entry.train.model_dump() | {"batch_size": 32 if gpu else 2}
     method = load_method(name, {name: MethodParams.model_validate(entry.model_dump() | {"train": train})})
     side, channels = (32, 4)
-    if method.kind in ("images", "adversary"):
+    if method.kind == "images":
         side, channels = method.model.image_size, 3
     texts = method.kind == "prompts"
     shapes = Shapes(side, channels, CLASSES, TEXT if texts else None, 256 if texts else 0)
@@ -61,12 +62,12 @@ def measured(name: str) -> dict[str, float | str]:
     shared = params.train.model_copy(update={"precision": "bf16" if gpu else "fp32"})
     learner = method.learner(lambda: method.build(shapes), data, shared, params.compute, 0)(accelerator)
     condition = _condition(B, texts)
-    batch = _batch(method.kind, B, data.shape, condition, learner)
+    batch = _batch(B, data.shape, condition, learner)
     batch = batch.to(device)
     steps = iter(range(1, 1000))  # 0 would be one with R1, of which there is one in sixteen
 
     train_s = best_time(synchronized(lambda: learner.step(batch, next(steps)), device), 10 if gpu else 2)
-    if method.kind == "adversary":
+    if isinstance(method, OneStepMethod):
         regularized = best_time(synchronized(lambda: learner.step(batch, 0), device), 3 if gpu else 1)
         train_s += (regularized - train_s) / method.train.r1_interval
     train_mb = memory_mb(device)
@@ -91,12 +92,10 @@ def _condition(B: int, texts: bool) -> Condition:
     return Condition(label, torch.randn(B, TOKENS, TEXT), torch.ones(B, TOKENS, dtype=torch.bool))
 
 
-def _batch(
-    kind: str, B: int, shape: tuple[int, int, int], condition: Condition, learner: Learner[Any]
-) -> Any:
+def _batch(B: int, shape: tuple[int, int, int], condition: Condition, learner: Learner[Any]) -> Any:
     x0 = torch.rand(B, *shape) * 2 - 1
-    if kind == "adversary":
-        z = torch.randn(B, 2, learner.generator.z_dim)  # type: ignore[attr-defined]
+    if hasattr(learner, "generator"):
+        z = torch.randn(B, 2, learner.generator.z_dim)
         return GanBatch(x0, condition.label, z, torch.randint(0, CLASSES, (B, 2)))
     other = torch.randint(0, CLASSES, (B,))
     return Batch(x0, condition, torch.randint(1, 1001, (B,)), torch.randn_like(x0), other)
@@ -112,7 +111,7 @@ def _sampler(
     gpu: bool,
 ) -> tuple[Callable[[], Any], float]:
     """A call that draws a batch, and by what its time is to be multiplied."""
-    from vap.diffusion.draw import draw
+    from vap.generators.drawing import draw
 
     B = len(condition.label)
     null = Condition(torch.full((B,), CLASSES))

@@ -78,8 +78,8 @@ def prepare(name: str, size: int, storage: str) -> None:
     """Run the stage in this folder, then print its seconds and this process's peak memory in MB."""
     import yaml
 
+    from vap.datasets.prepare import run as stage
     from vap.params import parse
-    from vap.stages.prepare import run as stage
 
     data = yaml.safe_load((PROJECT / "config/smoke.yaml").read_text(encoding="utf-8"))
     data["datasets"], data["dataset"] = [name], {name: {"adapter": "folder", "modality": "dermoscopy"}}

@@ -14,7 +14,7 @@ from benchmarks.train_step import condition, our_method, own_sizes
 from vap.diffusion.guidance import guided, guided_together
 from vap.diffusion.sampler import sample
 from vap.diffusion.schedule import Schedule
-from vap.methods.base import described
+from vap.training.batch import described
 
 STEPS, SCALE = 50, 2.0
 

@@ -27,12 +27,13 @@ import yaml
 from torch import Tensor, nn
 
 from benchmarks.common import TOY, Result, sized
-from vap.artifacts import ROOT
+from vap.common.artifacts import ROOT
 from vap.diffusion.loss import denoising_errors, uneven_error
 from vap.diffusion.schedule import Schedule
-from vap.methods.base import Batch, Condition, Shapes, load_method
+from vap.generators.base import Shapes, load_method
 from vap.params import MethodParams, parse
 from vap.prompts.bank import PromptBank
+from vap.training.batch import Batch, Condition
 from vap.training.data import LatentData
 from vap.training.loop import make_accelerator
 

@@ -19,8 +19,8 @@ import torch
 import yaml
 
 from benchmarks.common import TOY, Result, counted_flops, peak_flops, side_by_side, sized, synchronized
-from vap.artifacts import ROOT, SCHEMAS, build_arrow
-from vap.methods.base import Shapes, load_method
+from vap.common.artifacts import ROOT, SCHEMAS, build_arrow
+from vap.generators.base import Shapes, load_method
 from vap.params import MethodParams, Params, parse
 from vap.training.loop import make_accelerator, train
 

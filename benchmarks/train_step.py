@@ -16,8 +16,9 @@ from torch import Tensor
 from benchmarks.common import TOY, Result, counted_flops, peak_flops, side_by_side, synchronized
 from benchmarks.references.released import PlainTrainer, Sizes
 from vap.diffusion.schedule import Schedule
-from vap.methods.base import Batch, Condition, Shapes, described
-from vap.methods.vap import Method, VapModelParams, VapTrainParams
+from vap.generators.base import Shapes
+from vap.generators.vap.method import Method, VapModelParams, VapTrainParams
+from vap.training.batch import Batch, Condition, described
 from vap.training.ema import Ema
 
 CAPTION = (64, 96)  # real tokens of a description, about 80 on average
@@ -32,7 +33,7 @@ def condition(sizes: Sizes, batch: int) -> tuple[Condition, Tensor]:
     """Random descriptions as ours (ragged, masked), and padded to 256 tokens."""
     lengths = torch.randint(*CAPTION, (batch,))
     padded = torch.randn(batch, sizes.text_tokens, sizes.text_width)
-    S = -(-int(lengths.max()) // 32) * 32  # as vap/stages/train.py has it for a GPU
+    S = -(-int(lengths.max()) // 32) * 32  # as vap/generators/train.py has it for a GPU
     mask = torch.arange(S) < lengths[:, None]
     label = torch.randint(0, sizes.classes, (batch,))
     ours = described(label, padded[:, :S].masked_fill(~mask[..., None], 0), mask)
@@ -72,7 +73,7 @@ def our_method(pcm: str, sizes: Sizes) -> tuple[Method, Shapes]:
 
 
 def our_step(method: Method, shapes: Shapes, batch: Batch, device: torch.device) -> Callable[[], None]:
-    """A step as vap/training/denoising.py makes it."""
+    """A step as vap/generators/denoising.py makes it."""
     net = method.build(shapes).to(device)
     ema = Ema(net, 0.9999, warmup=False)
     schedule = Schedule("scaled_linear", 1000, 0.00085, 0.012)

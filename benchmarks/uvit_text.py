@@ -10,7 +10,7 @@ from benchmarks.common import Result, best_time
 
 
 def run() -> Result:
-    from vap.models.uvit import UViT
+    from vap.generators.uvit.network import UViT
 
     torch.manual_seed(0)
     net = UViT(

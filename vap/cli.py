@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vap.errors import Stopped, VapError
-from vap.warm import hand_over
+from vap.common.errors import Stopped, VapError
+from vap.workflow.warm import hand_over
 
 if TYPE_CHECKING:
     from vap.params import Params
@@ -73,7 +73,7 @@ def _params(dataset: str | None = None, method: str | None = None, condition: st
 @app.command()
 def prepare(dataset: Dataset) -> None:
     """Raw images to one Arrow file at the working resolution, split."""
-    from vap.stages.prepare import run
+    from vap.datasets.prepare import run
 
     run(_params(dataset), dataset)
 
@@ -81,7 +81,7 @@ def prepare(dataset: Dataset) -> None:
 @app.command()
 def caption(dataset: Dataset) -> None:
     """Ask the three questions of VAPS about every image."""
-    from vap.stages.caption import run
+    from vap.captioning.caption import run
 
     run(_params(dataset), dataset)
 
@@ -89,7 +89,7 @@ def caption(dataset: Dataset) -> None:
 @app.command()
 def encode(dataset: Dataset) -> None:
     """Encode the descriptions into the class-specific prompt bank."""
-    from vap.stages.encode import run
+    from vap.prompts.encode import run
 
     run(_params(dataset), dataset)
 
@@ -97,7 +97,7 @@ def encode(dataset: Dataset) -> None:
 @app.command()
 def latents(dataset: Dataset) -> None:
     """Train or load the autoencoder and encode every image."""
-    from vap.stages.latents import run
+    from vap.autoencoders.latents import run
 
     run(_params(dataset), dataset)
 
@@ -105,12 +105,12 @@ def latents(dataset: Dataset) -> None:
 @app.command()
 def train(dataset: Dataset, method: Method) -> None:
     """Train one method on one dataset."""
-    from vap.processes import launched_together
+    from vap.common.processes import launched_together
 
     params = _params(dataset, method)
     if launched_together(params.compute.processes, ["train", dataset, method]):
         return
-    from vap.stages.train import run
+    from vap.generators.train import run
 
     run(params, dataset, method)
 
@@ -118,12 +118,12 @@ def train(dataset: Dataset, method: Method) -> None:
 @app.command()
 def sample(dataset: Dataset, method: Method, condition: Condition) -> None:
     """Draw images from a trained method."""
-    from vap.processes import launched_together
+    from vap.common.processes import launched_together
 
     params = _params(dataset, method)
     if launched_together(params.compute.processes, ["sample", dataset, method, condition]):
         return
-    from vap.stages.sample import run
+    from vap.sampling.sample import run
 
     run(params, dataset, method, condition)
 
@@ -131,7 +131,7 @@ def sample(dataset: Dataset, method: Method, condition: Condition) -> None:
 @app.command()
 def evaluate(dataset: Dataset, method: Method, condition: Condition) -> None:
     """Measure samples against real images."""
-    from vap.stages.evaluate import run
+    from vap.metrics.evaluate import run
 
     run(_params(dataset, method, condition), dataset, method, condition)
 
@@ -139,7 +139,7 @@ def evaluate(dataset: Dataset, method: Method, condition: Condition) -> None:
 @app.command()
 def floor(dataset: Dataset) -> None:
     """Measure real images against other real images."""
-    from vap.stages.floor import run
+    from vap.metrics.floor import run
 
     run(_params(dataset), dataset)
 
@@ -154,7 +154,7 @@ def classify(
     ],
 ) -> None:
     """Train a classifier on real images, alone or with synthetic ones, and test it."""
-    from vap.stages.classify import run
+    from vap.downstream.classify import run
 
     run(_params(dataset), dataset, classifier, ratio, source)
 
@@ -162,7 +162,7 @@ def classify(
 @app.command()
 def table() -> None:
     """Write Table 1 from the metrics."""
-    from vap.stages.table import run
+    from vap.results.table import run
 
     run(_params())
 
@@ -170,7 +170,7 @@ def table() -> None:
 @app.command()
 def table2() -> None:
     """Write Table 2 from the metrics."""
-    from vap.stages.table2 import run
+    from vap.results.table2 import run
 
     run(_params())
 
@@ -178,7 +178,7 @@ def table2() -> None:
 @app.command()
 def table3() -> None:
     """Write Table 3 from the classifiers' scores."""
-    from vap.stages.table3 import run
+    from vap.results.table3 import run
 
     run(_params())
 
@@ -186,7 +186,7 @@ def table3() -> None:
 @app.command()
 def figure(dataset: Dataset) -> None:
     """Write a page of real images and samples of one dataset."""
-    from vap.stages.figure import run
+    from vap.results.figure import run
 
     run(_params(dataset), dataset)
 
@@ -205,7 +205,7 @@ def draw(
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
 ) -> None:
     """Draw images of a class, and of a sentence, from a trained model."""
-    from vap.draw import draw as run
+    from vap.sampling.draw import draw as run
 
     used = run(_params(dataset, method), dataset, method, label, text, n, out, seed, texts)
     for line in dict.fromkeys(text for text in used if text):
@@ -216,15 +216,26 @@ def draw(
 @app.command(hidden=True)
 def stage(name: Annotated[str, typer.Argument(help="NAME or NAME@ITEM-ITEM of dvc.yaml.")]) -> None:
     """Run one stage through DVC, as the rules of Snakemake do."""
-    from vap.record import run_stage
+    from vap.workflow.dvc import run_stage
 
     raise typer.Exit(run_stage(name))
 
 
 @app.command(hidden=True)
+def plan() -> None:
+    """Write data/plan/: what decides the output of each stage beside the data that it reads."""
+    from vap.common.yaml_files import read_yaml
+    from vap.params import ABSENT, PARAMS_FILE, parse
+    from vap.workflow.plan import write_plan
+
+    config = read_yaml(PARAMS_FILE, "the settings", ABSENT)
+    write_plan(parse(config), config)
+
+
+@app.command(hidden=True)
 def preview(folder: Path, target: Path) -> None:
     """Write a sample grid from a training run's weights (compute.preview_every)."""
-    from vap.preview import preview as run
+    from vap.sampling.preview import preview as run
 
     run(_params(), folder, target)
 
@@ -237,7 +248,7 @@ def export(
 ) -> None:
     """Write a trained U-ViT's or DiT's weights (uvit, dit) for the official codes (baofff/U-ViT,
     facebookresearch/DiT)."""
-    from vap.export import export as run
+    from vap.sampling.export import export as run
 
     _params(dataset, method)
     run(dataset, method, target)
@@ -254,7 +265,7 @@ def explain(
     as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
 ) -> None:
     """Show the whole chain behind one number of a table, down to the raw files."""
-    from vap.explain_tree import run
+    from vap.provenance.tree import run
 
     run(table, row, column, as_json)
 
@@ -342,11 +353,11 @@ def cost(
     name: Annotated[
         str | None, typer.Argument(help="A file config/NAME.yaml; without it, params.yaml.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cuda or cpu: which rates of vap/costs.yaml.")] = "cuda",
+    device: Annotated[str, typer.Option(help="cuda or cpu: which rates of vap/costs/rates.yaml.")] = "cuda",
     json: Annotated[bool, typer.Option("--json", help="All numbers as JSON.")] = False,
 ) -> None:
     """Estimate hours, memory and disk of every job, from the settings alone (docs/costs.md)."""
-    from vap.costs_page import cost as run
+    from vap.costs.page import cost as run
     from vap.params import PARAMS_FILE
 
     run(PARAMS_FILE if name is None else Path("config") / f"{name}.yaml", device, json)
@@ -358,7 +369,7 @@ def check_settings() -> None:
 
     The methods' own keys, whether their networks fit the images, timm's names, and sections that disagree.
     """
-    from vap.check import absent_files, check
+    from vap.workflow.check import absent_files, check
 
     params = _params()
     check(params)
@@ -375,7 +386,7 @@ def profile(
     ] = False,
 ) -> None:
     """Write params.yaml from config/NAME.yaml."""
-    from vap.artifacts import atomic
+    from vap.common.artifacts import atomic
     from vap.params import PARAMS_FILE, load
 
     known = sorted(path.stem for path in Path("config").glob("*.yaml"))
@@ -387,7 +398,7 @@ def profile(
         raise VapError(source, "no such profile", f"one of {', '.join(known) or 'config/*.yaml'}", "name one")
     load(source)
     if dry_run:
-        from vap.costs_page import cost as run
+        from vap.costs.page import cost as run
 
         run(source)
         return
@@ -428,7 +439,7 @@ def main_here() -> None:
         where = str(error.filename2 or error.filename or "disk")  # the second: what was to be replaced
         where = re.sub(
             r"\.([^/]+)\.\d+\.part$", r"\1", where
-        )  # what is written first, vap.artifacts.atomic's
+        )  # what is written first, vap.common.artifacts.atomic's
         problem = VapError(where, error.strerror or "", expected, fix)
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)

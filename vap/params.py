@@ -22,8 +22,8 @@ from pydantic import (
     model_validator,
 )
 
-from vap.errors import VapError
-from vap.yaml_files import read_yaml
+from vap.common.errors import VapError
+from vap.common.yaml_files import read_yaml
 
 PARAMS_FILE = Path("params.yaml")
 ABSENT = "run from the project's folder, or `vap profile demo`"  # what to do without it
@@ -33,7 +33,9 @@ PositiveInt = Annotated[int, Field(ge=1)]
 Percent = Annotated[str, Field(pattern=r"^([1-9][0-9]?|100)$")]  # as text: it is a part of stage names
 Label = Annotated[str, Field(min_length=1)]
 FIGURE_PIXELS = 2**29  # 1.6 GB while it is drawn
-RUN_NAME = r"(.+)_(?:seed|data)\d+"  # of a method's further run (vap.runs)
+RUN_NAME = (
+    r"(?P<method>.+)_(?:seed(?P<seed>\d+)|data(?P<percent>\d+))"  # of a method's further run (vap.runs)
+)
 QUESTIONS = Path(__file__).parent / "captioning" / "questions"
 
 
@@ -70,7 +72,13 @@ def _features(value: str) -> str:
 
 Modality = Annotated[str, AfterValidator(_modality)]
 Features = Annotated[str, AfterValidator(_features)]
-Kind = Literal["images", "adversary", "latents", "prompts"]
+Kind = Literal["images", "latents", "prompts"]
+
+
+def method_of(name: str) -> str:
+    """The method of a run, by the run's name alone."""
+    found = re.fullmatch(RUN_NAME, name)
+    return found["method"] if found else name
 
 
 class Section(BaseModel):
@@ -352,9 +360,7 @@ class DownstreamParams(Section):
     ratios: Annotated[list[Percent], Field(min_length=1)]
     sources: list[Name]
     classifier: dict[Name, ClassifierParams]
-    generator_data: list[Literal["full", "ratio"]]
     generator_ratios: list[Percent]
-    generators: dict[Kind, list[Name]]
     synthetic: PositiveInt | None
     synthetic_balance: Literal["as_sampled", "balanced"]
     real_share: Annotated[float, Field(gt=0, lt=1)] | None
@@ -375,12 +381,8 @@ class DownstreamParams(Section):
             raise ValueError(f"classifiers names {unknown[0]!r}, which has no entry under classifier")
         if "none" in self.sources:
             raise ValueError("'none' is the name of real images alone, which are always there")
-        if self.generator_data not in (["full"], ["full", "ratio"]):
-            raise ValueError("generator_data must be [full] or [full, ratio]: rows of 100 % are full's")
-        below = [ratio for ratio in self.ratios if "ratio" in self.generator_data and int(ratio) < 100]
-        if self.generator_ratios != below:
-            what = "those of ratios below 100" if "ratio" in self.generator_data else "none without ratio"
-            raise ValueError(f"generator_ratios must be {below}, {what} in generator_data")
+        if odd := [ratio for ratio in self.generator_ratios if ratio not in self.ratios or ratio == "100"]:
+            raise ValueError(f"generator_ratios names {odd[0]!r}: it holds some of ratios, all below 100")
         return self
 
 
@@ -441,7 +443,6 @@ class Params(Section):
     """The whole of params.yaml."""
 
     seed: Annotated[int, Field(ge=0)]
-    seeds: list[Annotated[int, Field(ge=0)]]
     datasets: Annotated[list[Name], Field(min_length=1)]
     methods: Annotated[list[Name], Field(min_length=1)]
     learns_from: dict[Kind, list[Name]]
@@ -461,50 +462,60 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _lists_agree(self) -> Params:
-        for kind, names, known in (
-            ("datasets", self.datasets, self.dataset),
-            ("methods", self.methods, self.method),
-        ):
+        for kind, names in (("datasets", self.datasets), ("methods", self.methods)):
             if len(set(names)) != len(names):
                 raise ValueError(f"{kind} names one twice: {names}")
+        for kind, names, known in (
+            ("datasets", self.datasets, self.dataset),
+            ("methods", self.rows, self.method),
+            ("ablation.without", self.ablation.without, self.method),
+        ):
             if unknown := [name for name in names if name not in known]:
-                raise ValueError(f"{kind} names {unknown[0]!r}, which has no entry under {kind[:-1]}")
+                entry = "dataset" if kind == "datasets" else "method"
+                raise ValueError(f"{kind} names {unknown[0]!r}, which has no entry under {entry}")
         if odd := [name for name in self.methods if "_without_" in name]:
             raise ValueError(f"methods names {odd[0]!r}, an ablation: its place is ablation.without")
-        if odd := [name for name in self.methods if re.fullmatch(RUN_NAME, name)]:
-            raise ValueError(f"methods names {odd[0]!r}, which would be the name of a run of another method")
-        if len({self.seed, *self.seeds}) <= len(self.seeds):
-            raise ValueError(f"seeds must be further ones, each once: {self.seeds} beside seed {self.seed}")
-        for name in self.ablation.without:
-            if name not in self.method:
-                raise ValueError(f"ablation.without names {name!r}, which has no entry under method")
-        items = [f"{dataset}-{method}" for dataset in self.datasets for method in self.methods]
-        if clash := sorted({item for item in items if items.count(item) > 1}):
-            raise ValueError(f"two stages would both be named {clash[0]!r}: rename a dataset or a method")
-        kinds = [name for names in self.learns_from.values() for name in names]
-        if sorted(kinds) != sorted(self.methods):
-            raise ValueError(
-                f"learns_from must name each of methods once: it has {kinds}, methods has {self.methods}"
-            )
-        self._check_generators()
+        self._check_runs()
         side = self.prepare.image_size * self.figure.zoom
-        if (pixels := (1 + len(self.methods)) * self.figure.columns * side**2) > FIGURE_PIXELS:
+        if (pixels := (1 + len(self.rows)) * self.figure.columns * side**2) > FIGURE_PIXELS:
             raise ValueError(
                 f"figures of at most {FIGURE_PIXELS:,} pixels, not {pixels:,}: lower figure.zoom"
             )
         return self
 
-    def _check_generators(self) -> None:
-        """downstream.generators repeats what follows from other keys: DVC reads literal lists alone."""
-        own = self.downstream
-        anew = own.sources if "ratio" in own.generator_data else []
-        if unknown := [name for name in anew if name not in self.methods]:
-            raise ValueError(f"downstream.sources names {unknown[0]!r}, which is none of methods")
-        wanted = {kind: [m for m in anew if m in self.learns_from.get(kind, [])] for kind in get_args(Kind)}
-        if own.generators != wanted:
-            lists = ", ".join(f"{kind}: [{', '.join(names)}]" for kind, names in wanted.items())
-            what = "sources by learns_from" if anew else "empty without ratio in generator_data"
-            raise ValueError(f"downstream.generators must be {{{lists}}}: {what}")
+    def _check_runs(self) -> None:
+        """Each run stands once under what its method learns from: these lists are matrices of dvc.yaml."""
+        for name in self.methods:
+            found = re.fullmatch(RUN_NAME, name)
+            if found is None:
+                continue
+            if found["percent"]:
+                raise ValueError(f"methods names {name!r}, a run for Table 3: its place is learns_from")
+            if found["method"] not in self.methods:
+                raise ValueError(f"methods names {name!r} without {found['method']!r} itself")
+            if name != f"{found['method']}_seed{int(found['seed'])}" or int(found["seed"]) == self.seed:
+                raise ValueError(f"methods names {name!r}: N of METHOD_seedN is another than seed")
+        shares = [f"{m}_data{p}" for m in self.downstream.sources for p in self.downstream.generator_ratios]
+        listed = [name for names in self.learns_from.values() for name in names]
+        if sorted(listed) != sorted([*self.methods, *shares]):
+            more = f" and, for downstream.generator_ratios, {shares}" if shares else ""
+            raise ValueError(f"learns_from must name each of methods{more} once: it has {listed}")
+        for names in self.learns_from.values():
+            if odd := [name for name in names if method_of(name) not in names]:
+                raise ValueError(f"learns_from names {odd[0]!r} elsewhere than {method_of(odd[0])!r}")
+        items = [f"{dataset}-{name}" for dataset in self.datasets for name in listed]
+        if clash := sorted({item for item in items if items.count(item) > 1}):
+            raise ValueError(f"two stages would both be named {clash[0]!r}: rename a dataset or a method")
+
+    @property
+    def rows(self) -> list[str]:
+        """`methods` without their runs with further seeds."""
+        return list(dict.fromkeys(map(method_of, self.methods)))
+
+    def seeds_of(self, method: str) -> list[int]:
+        """The further seeds with which a method is trained and sampled once more."""
+        runs = [re.fullmatch(RUN_NAME, name) for name in self.methods]
+        return [int(run["seed"]) for run in runs if run is not None and run["method"] == method]
 
     def check_sources(self) -> None:
         """Refuse a source of Table 3 that is no method; asked for by what makes that table alone.
@@ -535,11 +546,11 @@ class Params(Section):
             )
         return found
 
-    def kind(self, method: str) -> Kind:
-        """What `method` is trained on."""
-        if method in self.ablation.without:
+    def kind(self, name: str) -> Kind:
+        """What a method, or a run of one, is trained on."""
+        if name in self.ablation.without:
             return "prompts"
-        return next(kind for kind, names in self.learns_from.items() if method in names)
+        return next(kind for kind, names in self.learns_from.items() if name in names)
 
 
 def first_problem(error: ValidationError) -> tuple[str, str, str]:

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vap.artifacts import ROOT, ArrowFile
-from vap.errors import VapError
+from vap.common.artifacts import ROOT, ArrowFile
+from vap.common.errors import VapError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -165,10 +165,10 @@ def real_features(prepared: Path, weights: bytes) -> bytes:
     """The features of real images by split, float16, for distances on the GPU machine."""
     import torch
 
+    from vap.common.progress import Progress
+    from vap.metrics.evaluate import SPLITS, split_rows
     from vap.metrics.features import features_of, load_extractor
     from vap.metrics.store import pixels
-    from vap.progress import Progress
-    from vap.stages.evaluate import SPLITS, split_rows
 
     rounded = torch.load(io.BytesIO(weights), weights_only=True)
     with tempfile.NamedTemporaryFile(suffix=".pth") as file:

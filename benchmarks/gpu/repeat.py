@@ -39,16 +39,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.gpu.bundle import FEATURES_WEIGHTS, REAL, read_real
-from vap.artifacts import ArrowFile, write_safetensors
+from vap.common.artifacts import ArrowFile, write_safetensors
+from vap.common.errors import VapError
+from vap.common.places import model_path, samples_path, training_log_path
 from vap.datasets.images import decode
-from vap.errors import VapError
-from vap.methods.base import method_class
-from vap.methods.trained import CONFIG, WEIGHTS
+from vap.generators.base import method_class
+from vap.generators.trained import CONFIG, WEIGHTS
 from vap.metrics.features import features_of, load_extractor
 from vap.metrics.fidelity import frechet_distance
 from vap.metrics.kernel import neighbour_metrics
 from vap.metrics.networks import read_weights
-from vap.stages.common import model_path, samples_path, training_log_path
 
 MODEL, SAMPLE = ("final_init",), ("n",)  # keys of a run's own settings that are not of its training
 GRID = (14, 8)

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vap.methods.base import Shapes
-from vap.methods.vap import VapModelParams, VapNet
-from vap.models.packing import varlen_attention
+from vap.generators.base import Shapes
+from vap.generators.packing import varlen_attention
+from vap.generators.vap.method import VapModelParams, VapNet
 
 HEADS, SIZE = 4, 64
 RAGGED = [[66, 600, 131, 257, 384], [66] * 5, [600], [128, 129, 127, 64, 66, 599], [70, 340, 96]]

@@ -16,16 +16,16 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from toy import settings, write_own
 
-import vap.stages.sample as sampling
-import vap.stages.train as training
-from vap.artifacts import ArrowFile, file_sha256
+import vap.generators.train as training
+import vap.sampling.sample as sampling
+from vap.autoencoders.autoencoder import Linear
+from vap.autoencoders.linear import LinearNet
+from vap.common.artifacts import ArrowFile, file_sha256
+from vap.common.errors import Stopped
+from vap.common.places import autoencoder_path
 from vap.datasets.images import decode
-from vap.errors import Stopped
-from vap.methods.base import load_method
-from vap.models.autoencoder import Linear
-from vap.models.linear import LinearNet
+from vap.generators.base import load_method
 from vap.params import PARAMS_FILE, Params
-from vap.stages.common import autoencoder_path
 from vap.training import data as training_data
 from vap.training.data import LatentData
 from vap.training.image_data import ImageData

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vap.models.uvit import UViT
+from vap.generators.uvit.network import UViT
 
 
 def authors_uvit() -> UViT:

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vap.common.errors import VapError
 from vap.diffusion.sampler import sample
 from vap.diffusion.schedule import Schedule
-from vap.errors import VapError
-from vap.methods.base import Batch, Condition, Method, Shapes, load_method
-from vap.methods.diffusion import DiffusionMethod
-from vap.models.cbdm import PixelUNet
+from vap.generators.base import Method, Shapes, load_method
+from vap.generators.cbdm.network import PixelUNet
+from vap.generators.diffusion import DiffusionMethod
 from vap.params import MethodParams, SampleParams
+from vap.training.batch import Batch, Condition
 
 SCHEDULE = Schedule("linear", 1000, 1e-4, 0.02)
 CLASSES = 3

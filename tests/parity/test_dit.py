@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vap.common.errors import VapError
 from vap.diffusion.loss import denoising_errors
 from vap.diffusion.schedule import Schedule
-from vap.errors import VapError
-from vap.methods.base import Batch, Condition, Method, Shapes, load_method
-from vap.methods.dit import variational_bound
-from vap.models.dit import Block, DiT, LabelEmbedder, TimeEmbedder, sincos_positions
-from vap.models.official import write
+from vap.generators.base import Method, Shapes, load_method
+from vap.generators.dit.method import variational_bound
+from vap.generators.dit.network import Block, DiT, LabelEmbedder, TimeEmbedder, sincos_positions
+from vap.generators.official import write
 from vap.params import MethodParams
+from vap.training.batch import Batch, Condition
 
 SCHEDULE = Schedule("scaled_linear", 1000, 0.00085, 0.012)
 SHAPES = Shapes(size=8, channels=4, num_classes=5)

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from vap.diffusion.guidance import guided, guided_together
-from vap.methods.base import Condition, Shapes
-from vap.methods.networks import TransformerTrainParams
-from vap.methods.uvit import Method as UViTMethod
-from vap.methods.uvit import UViTParams
-from vap.methods.vap import Method as VapMethod
-from vap.methods.vap import VapModelParams, VapTrainParams
+from vap.generators.base import Shapes
+from vap.generators.settings import TransformerTrainParams
+from vap.generators.uvit.method import Method as UViTMethod
+from vap.generators.uvit.method import UViTParams
+from vap.generators.vap.method import Method as VapMethod
+from vap.generators.vap.method import VapModelParams, VapTrainParams
+from vap.training.batch import Condition
 
 MODEL = {"width": 32, "depth": 2, "heads": 4, "patch": 2, "mlp_ratio": 4.0, "final_init": "published"}
 TRAIN = {

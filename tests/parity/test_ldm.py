@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vap.common.errors import VapError
 from vap.diffusion.schedule import Schedule
-from vap.errors import VapError
-from vap.methods.base import Batch, Condition, Method, Shapes, load_method
-from vap.models.ldm import ClassEmbedder, LatentUNet, norm_groups
+from vap.generators.base import Method, Shapes, load_method
+from vap.generators.ldm.network import ClassEmbedder, LatentUNet, norm_groups
 from vap.params import MethodParams
+from vap.training.batch import Batch, Condition
 
 MODEL: dict[str, Any] = {
     "width": 16,

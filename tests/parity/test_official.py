@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vap.errors import VapError
-from vap.methods.base import Shapes
-from vap.methods.vap import VapModelParams, VapNet
-from vap.models.official import read, start_from, write
-from vap.models.uvit import UViT
+from vap.common.errors import VapError
+from vap.generators.base import Shapes
+from vap.generators.official import read, start_from, write
+from vap.generators.uvit.network import UViT
+from vap.generators.vap.method import VapModelParams, VapNet
 
 
 def uvit(seed: int = 0, **changes: object) -> UViT:

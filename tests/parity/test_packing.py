@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from vap.methods.base import Shapes
-from vap.methods.vap import VapModelParams, VapNet
-from vap.models import prototype, uvit
-from vap.models.packing import packing, row_length, varlen_attention
+from vap.generators.base import Shapes
+from vap.generators.packing import packing, row_length, varlen_attention
+from vap.generators.uvit import network as uvit
+from vap.generators.vap import prototype
+from vap.generators.vap.method import VapModelParams, VapNet
 
 LENGTHS = [3, 9, 1, 5, 2]
 BEFORE, PATCHES, S = 2, 16, 11

@@ -10,14 +10,15 @@ from networks import authors_uvit
 from torch import Tensor, nn
 
 from vap.diffusion.schedule import Schedule
-from vap.methods.base import Batch, Condition, Shapes
-from vap.methods.vap import Method, VapModelParams, VapNet, VapTrainParams
-from vap.models.prototype import (
+from vap.generators.base import Shapes
+from vap.generators.vap.method import Method, VapModelParams, VapNet, VapTrainParams
+from vap.generators.vap.prototype import (
     PrototypeCondition,
     ReleasedPrototypeCondition,
     feature_variance,
     masked_mean,
 )
+from vap.training.batch import Batch, Condition
 
 SHAPES = Shapes(size=8, channels=3, num_classes=4, context_dim=6, context_tokens=5)
 MODEL = {

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from scipy import signal
 from torch import Tensor, nn
 
-from vap.models import stylegan_discriminator, stylegan_filters
-from vap.models.stylegan import OFFICIAL, FourierFeatures, Generator
-from vap.models.stylegan_discriminator import Discriminator, minibatch_deviation
-from vap.models.stylegan_filters import (
+from vap.generators.stylegan import discriminator as stylegan_discriminator
+from vap.generators.stylegan import filters as stylegan_filters
+from vap.generators.stylegan.discriminator import Discriminator, minibatch_deviation
+from vap.generators.stylegan.filters import (
     Array,
     Banded,
     FilteredLeakyReLU,
@@ -29,6 +29,7 @@ from vap.models.stylegan_filters import (
     resample,
     separable_terms,
 )
+from vap.generators.stylegan.network import OFFICIAL, FourierFeatures, Generator
 
 SMALL: dict[str, Any] = {
     "size": 32,

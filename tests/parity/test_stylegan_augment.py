@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vap.models.stylegan_augment import (
+from vap.generators.stylegan.augment import (
     SYM6,
     AdaptiveProbability,
     _Draws,

@@ -9,7 +9,7 @@ import torch
 from networks import authors_uvit
 from torch import Tensor, nn
 
-from vap.models.uvit import Attention, PatchEmbed, UViT, timestep_embedding
+from vap.generators.uvit.network import Attention, PatchEmbed, UViT, timestep_embedding
 
 
 def parameters(net: nn.Module) -> int:

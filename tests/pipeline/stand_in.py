@@ -1,9 +1,9 @@
 """A stand-in for the command `vap`: cheap, countable, and faithful to dvc.yaml.
 
-It finds in dvc.yaml the stage whose command it was called with, reads the deps and the params keys
-declared there, and writes the declared outs as a function of their content. Each call appends the
-stage's name to the file that $CALLS names. $FAIL names a stage that fails; $HANG one that hangs
-half-way, with one out written. `vap stage`, through which Snakemake calls DVC, is the real one.
+It finds in dvc.yaml the stage whose command it was called with, reads the deps declared there, and
+writes the declared outs as a function of their content. Each call appends the stage's name to the file
+that $CALLS names. $FAIL names a stage that fails; $HANG one that hangs half-way, with one out written.
+`vap stage`, through which Snakemake calls DVC, and `vap plan` are the real ones.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import yaml
 
 
 def main() -> None:
-    if sys.argv[1] == "stage":
+    if sys.argv[1] in ("stage", "plan"):
         program = Path(sys.executable).with_name("vap")
         os.execv(program, [str(program), *sys.argv[1:]])
     params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
@@ -30,8 +30,6 @@ def main() -> None:
     digest = hashlib.sha256(stage["cmd"].encode())
     for dep in stage["deps"]:
         digest.update(content(Path(fill(dep, item))))
-    for key in stage.get("params", []):
-        digest.update(json.dumps(value(params, fill(key, item))).encode())
     plots = [path for entry in stage.get("plots", []) for path in entry]  # each is {path: how to draw it}
     for number, out in enumerate(stage.get("outs", []) + stage.get("metrics", []) + plots):
         path = Path(fill(out, item))

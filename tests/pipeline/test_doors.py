@@ -62,7 +62,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> Project:
         {
             "datasets": ["phantom-isic2018"],
             "methods": ["uvit", "vap"],
-            "learns_from": {"images": [], "adversary": [], "latents": ["uvit"], "prompts": ["vap"]},
+            "learns_from": {"images": [], "latents": ["uvit"], "prompts": ["vap"]},
             "ablation.without": [],
             "ablation.methods": ["vap"],
             "ablation.conditions": ["unseen"],
@@ -170,20 +170,19 @@ def test_an_edited_setting_runs_what_depends_on_it(
 
 
 def test_further_runs_are_what_is_made_and_both_doors_know_them(built: Project) -> None:
+    methods = ["uvit", "uvit_seed1", "vap", "vap_seed1"]
     built.edit_params(
         {
-            "seeds": [1],
+            "methods": methods,
+            "learns_from": {"images": [], "latents": methods[:2], "prompts": [*methods[2:], "vap_data50"]},
             "downstream.ratios": ["50", "100"],
-            "downstream.generator_data": ["full", "ratio"],
             "downstream.generator_ratios": ["50"],
-            "downstream.generators": {"images": [], "adversary": [], "latents": [], "prompts": ["vap"]},
         }
     )
     by_dvc(built)
-    runs = {f"{verb}-latents-seed-uvit-1" for verb in ("train", "sample")}
-    runs |= {f"{verb}-prompts-seed-vap-1" for verb in ("train", "sample")}
-    runs |= {f"evaluate-seed-{method}-1" for method in ("uvit", "vap")}
-    runs |= {f"{verb}-prompts-ratio-vap-50" for verb in ("train", "sample")}
+    runs = {f"{verb}-latents-uvit_seed1" for verb in ("train", "sample")}
+    runs |= {f"{verb}-prompts-{run}" for verb in ("train", "sample") for run in ("vap_seed1", "vap_data50")}
+    runs |= {f"evaluate-{method}_seed1" for method in ("uvit", "vap")}
     runs |= {
         "classify-densenet121-50",
         "classify-plus-densenet121-50-vap",
@@ -203,15 +202,18 @@ def test_settings_of_how_and_not_what_run_nothing(built: Project) -> None:
 @pytest.mark.parametrize(
     ("door", "file", "stages"),
     [
-        # inside a folder that is declared: Snakemake sees the folder alone, the marks see the file
         (by_snakemake, "vap/metrics/fidelity.py", MEASURE),
-        # vap.methods.vap is built on vap.methods.uvit
-        (by_dvc, "vap/methods/uvit.py", UVIT | VAP | PAGES | PLUS_VAP | UNSEEN),
+        # vap.generators.vap.method is built on vap.generators.uvit.method
+        (by_dvc, "vap/generators/uvit/method.py", UVIT | VAP | PAGES | PLUS_VAP | UNSEEN),
     ],
 )
-def test_edited_code_runs_what_declares_it(built: Project, door: Door, file: str, stages: set[str]) -> None:
+def test_edited_code_runs_what_uses_it(built: Project, door: Door, file: str, stages: set[str]) -> None:
     with (built.root / file).open("a", encoding="utf-8") as handle:
-        handle.write("# a comment\n")
+        handle.write("# a comment changes nothing that the code does\n")
+    door(built)
+    assert built.calls() == set()
+    with (built.root / file).open("a", encoding="utf-8") as handle:
+        handle.write("LATER = 1\n")
     door(built)
     assert built.calls() == stages
 

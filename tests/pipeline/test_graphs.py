@@ -1,10 +1,12 @@
-"""dvc.yaml is the record; the Snakefile, the code and params.yaml must agree with it."""
+"""dvc.yaml, the Snakefile, the plan, the code and params.yaml must agree."""
 
 from __future__ import annotations
 
 import ast
 import contextlib
+import json
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,30 +19,30 @@ import typer
 import yaml
 from projects import CHECKOUT, Project, lay_out
 
-from vap import pipeline
 from vap.cli import app
-from vap.closure import closure, module_file
+from vap.common.code import SILENT, STAGES, closure, imports, module_file, what_it_does
 from vap.params import Params
-from vap.runs import method_of
+from vap.workflow import plan
+from vap.workflow import snakemake as pipeline
 
 MARK = ".snakemake/stale/"
+PLAN = "data/plan/"
 TARGETS = {"all", "results/tables/table2.csv", "results/tables/table3.csv"}
 RUNS = "config/demo.yaml with further runs"  # what no profile asks for
-RATIO = {
-    "downstream.sources": ["stylegan", "cbdm", "uvit", "vap"],
-    "downstream.generator_data": ["full", "ratio"],
-    "downstream.generator_ratios": ["1", "10"],
-    "downstream.generators": {
-        "images": ["cbdm"],
-        "adversary": ["stylegan"],
-        "latents": ["uvit"],
-        "prompts": ["vap"],
+FURTHER = {
+    "methods": ["stylegan", "cbdm", "ldm", "dit", "uvit", "uvit_seed1", "vap", "vap_seed1", "vap_seed27"],
+    "learns_from": {
+        "images": ["stylegan", "cbdm", "stylegan_data1", "stylegan_data10"],
+        "latents": ["ldm", "dit", "uvit", "uvit_seed1", "uvit_data1", "uvit_data10"],
+        "prompts": ["vap", "vap_seed1", "vap_seed27", "vap_data1", "vap_data10"],
     },
+    "downstream.sources": ["stylegan", "uvit", "vap"],
+    "downstream.generator_ratios": ["1", "10"],
 }
 PARAMS_FILES = ["params.yaml", *sorted(f"config/{p.name}" for p in CHECKOUT.glob("config/*.yaml"))]
 ALL_PARAMS = [*PARAMS_FILES, RUNS]
 
-# Keys of params.yaml that no stage tracks, and why.
+# Keys of params.yaml that are in no plan, and why.
 UNTRACKED = {
     "compute": "how a stage runs, not what it makes",
     "caption.concurrency": "how many requests at once changes no answer",
@@ -51,16 +53,12 @@ UNTRACKED = {
     "caption.vllm.env": "telemetry, paths and the like",
     "caption.vllm.start_timeout": "how long to wait for the server changes no answer",
     "caption.vllm.tensor_parallel_size": "how many GPUs share the model changes last digits at most",
-    "downstream.generator_ratios": "follows from ratios and generator_data: the graph itself",
-    "downstream.generators": "follows from sources, learns_from and generator_data: the graph itself",
-    "learns_from": "decides which of two stages a method has: the graph itself",
+    "learns_from": "decides which of three stages a method has: the graph itself",
 }
-# What a stage's code reads but does not track, and why; `compute` aside.
+# What a stage's code reads and the plan does not hold for it, and why; `compute` aside.
 ONLY_SHOWN = {("evaluate", "sample.n"): "told in an error message"}
-# What is read for one kind of stage of a command alone.
-ONLY_FOR = {"ablation.other": ("sample-across",)}
-# What is in the command's run name in place of a setting.
-NAMED = {"seed": "-seed"}
+# What a stage's code reads for some of its entries alone.
+ELSEWHERE = {("sample", "ablation.other"): "the plan other/DATASET.json, of sample-across alone"}
 
 
 # ── the two graphs ──────────────────────────────────────────────────────────────────────────────────
@@ -68,12 +66,12 @@ NAMED = {"seed": "-seed"}
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage as either tool sees it: paths, and keys of params.yaml."""
+    """A stage as either tool sees it."""
 
     deps: frozenset[str]
     outs: frozenset[str]
-    params: frozenset[str]
     command: str = ""  # DVC's alone
+    plans: frozenset[str] = frozenset()  # DVC's alone: its files under data/plan/, without folder and .json
 
 
 Graph = dict[str, Stage]
@@ -81,7 +79,6 @@ Graph = dict[str, Stage]
 
 def dvc_graph(root: Path) -> Graph:
     """The stages of dvc.yaml; a folder among the deps is replaced by the other stages' outs in it."""
-    from dvc.dependency import ParamsDependency
     from dvc.repo import Repo
 
     with contextlib.chdir(root), Repo() as repo:
@@ -91,14 +88,17 @@ def dvc_graph(root: Path) -> Graph:
     for name, stage in stages.items():
         own = {out.def_path for out in stage.outs}
         deps: set[str] = set()
-        params: set[str] = set()
+        plans: set[str] = set()
         for dep in stage.deps:
-            if isinstance(dep, ParamsDependency):
-                params.update(dep.params)
-                continue
             inside = {out for out in outs - own if out.startswith(f"{dep.def_path}/")}
-            deps |= inside or {dep.def_path}
-        graph[name] = Stage(frozenset(deps), frozenset(own), frozenset(params), stage.cmd)
+            if dep.def_path.startswith(PLAN):
+                plans.add(dep.def_path.removeprefix(PLAN).removesuffix(".json"))
+            else:
+                deps |= inside or {dep.def_path}
+        if (
+            name != "plan"
+        ):  # the mark of every stage stands for its plan: the plan is made when Snakemake starts
+            graph[name] = Stage(frozenset(deps), frozenset(own), stage.cmd, frozenset(plans))
     return graph
 
 
@@ -116,6 +116,7 @@ def snakemake_graph(root: Path, monkeypatch: pytest.MonkeyPatch) -> Graph:
     monkeypatch.chdir(root)
     monkeypatch.setattr(sys, "path", list(sys.path))  # Snakemake adds the project to it
     monkeypatch.setattr(pipeline, "stale_stages", set)
+    monkeypatch.setattr(pipeline, "keep", bool)
     pipeline.dvc_stages.cache_clear()
     graph = {}
     with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
@@ -133,7 +134,6 @@ def snakemake_graph(root: Path, monkeypatch: pytest.MonkeyPatch) -> Graph:
             graph[name] = Stage(
                 frozenset({str(path) for path in job.input} - set(marks)),
                 frozenset(map(str, job.output)),
-                frozenset(job.params.settings),
             )
     pipeline.dvc_stages.cache_clear()
     return graph
@@ -146,7 +146,7 @@ def differences(dvc: Graph, snakemake: Graph) -> list[str]:
     for where, one, other in both:
         lines += [f"{name}: only in {where}" for name in one.keys() - other.keys()]
         for name in one.keys() & other.keys():
-            for kind in ("deps", "outs", "params"):
+            for kind in ("deps", "outs"):
                 missing = getattr(one[name], kind) - getattr(other[name], kind)
                 lines += [f"{name}: {kind}: {what}: only in {where}" for what in missing]
     return sorted(lines)
@@ -156,7 +156,7 @@ def with_params(project: Project, file: str) -> None:
     """Put a params file in force, with a stand-in for each raw folder that is not in the repository."""
     (project.root / "params.yaml").write_bytes((CHECKOUT / file.partition(" ")[0]).read_bytes())
     if file == RUNS:
-        project.edit_params({"seeds": [1, 27], **RATIO})
+        project.edit_params(FURTHER)
     for dataset in project.params()["datasets"]:
         (project.root / "data/raw" / dataset).mkdir(exist_ok=True)
 
@@ -233,21 +233,13 @@ def add_matrix_item(stages: dict[str, Any]) -> None:
             r"figure@\S+: deps: results/samples/\S+: only in the Snakefile",
         ),
         (
-            drop("prepare", "deps", "vap/datasets"),
-            r"prepare@\S+: deps: vap/datasets: only in the Snakefile",
-        ),
-        (
             drop("table", "outs", "results/tables/table1.md"),
             r"table: outs: results/tables/table1.md: only in the Snakefile",
-        ),
-        (
-            drop("sample-prompts", "params", "method.${item.method}.sample"),
-            r"sample-prompts@\S+: params: method.vap.sample: only in the Snakefile",
         ),
         (rename, r"encoding@\S+: only in dvc.yaml"),
         (add_matrix_item, r"sample-latents@\S+-vap: only in dvc.yaml"),
     ],
-    ids=["data", "folder", "code", "out", "params", "name", "matrix"],
+    ids=["data", "folder", "out", "name", "matrix"],
 )
 def test_a_drift_is_told(
     project: Project,
@@ -288,116 +280,162 @@ def test_the_commands_are_those_of_vap(graph_of: Callable[[str], Graph]) -> None
         commands[verb].make_context(verb, arguments)  # parsed, not run
 
 
-def needed(command: str) -> frozenset[str]:
-    """The package's files that a stage uses: imported, named in a string, or loaded as its method."""
-    verb, _, name = [*command.split()[1:], "", ""][:3]
-    return files_of(verb, method_of(name))
-
-
-@cache
-def files_of(verb: str, method: str) -> frozenset[str]:
-    modules = {f"vap.stages.{verb}"}
-    while True:
-        files = set(closure(modules))
-        found = modules | {name for file in files for name in modules_in_strings(file)}
-        if "vap/methods/base.py" in files:  # whoever imports it loads a method by name
-            found.add(f"vap.methods.{method}")
-        if found == modules:
-            break
-        modules = found
-    if "vap/captioning/questions.py" in files:
-        files |= set(QUESTIONS)
-    return frozenset(files)
-
-
-@cache
-def modules_in_strings(file: str) -> set[str]:
-    """E.g. of a subprocess: python -m vap.captioning.describer_server."""
-    tree = ast.parse((CHECKOUT / file).read_text(encoding="utf-8"))
-    texts = {
-        node.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    }
-    return {text for text in texts if re.fullmatch(r"vap(\.\w+)+", text) and module_file(text)}
-
-
-def covers(dep: str, file: str) -> bool:
-    return file == dep or file.startswith(f"{dep}/")
-
-
-DATA_FILES = sorted(
-    path.relative_to(CHECKOUT).as_posix()
-    for path in (CHECKOUT / "vap").rglob("*")
-    if path.is_file() and path.suffix not in (".py", ".pyc")
-)
-QUESTIONS = [file for file in DATA_FILES if file.startswith("vap/captioning/questions/")]
-
-
-def code_deps(stage: Stage) -> set[str]:
-    return {dep for dep in stage.deps if dep.startswith("vap/")}
-
-
-ABLATIONS = {
-    "ablation": ["vap_without_pcm"],
-    "unseen": ["vap", "vap_without_pcm"],
-    "across": ["vap", "vap_without_pcm"],
-}
-
-
-@cache
-def methods_of(kind: str) -> list[str]:
-    """The methods that any params file lists under learns_from.KIND."""
-    files = [yaml.safe_load((CHECKOUT / file).read_text(encoding="utf-8")) for file in PARAMS_FILES]
-    return sorted({method for data in files for method in data["learns_from"].get(kind, [])})
-
-
-def kindred(name: str, command: str) -> list[str]:
-    """A stage's command, and for train-KIND and sample-KIND that of every method of the kind.
-
-    The methods of a kind share one entry of dvc.yaml, which names their own files by ${item.method}; what
-    else it declares serves some of them.
-    """
-    kind = name.partition("@")[0].partition("-")[2]
-    kind = kind.removesuffix("-seed").removesuffix("-ratio")
-    before, after = command.split()[:3], command.split()[4:]
-    methods = ABLATIONS.get(kind) or methods_of(kind)
-    return [command, *(" ".join([*before, method, *after]) for method in methods)]
+# ── the plan ────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("file", ALL_PARAMS)
-def test_all_code_of_a_stage_is_declared(graph_of: Callable[[str], Graph], file: str) -> None:
-    undeclared = {
-        f"{name.partition('@')[0]}: {file}"
-        for name, stage in graph_of(file).items()
-        for file in needed(stage.command)
-        if not any(covers(dep, file) for dep in code_deps(stage))
-    }
-    assert sorted(undeclared) == []
+def test_a_stage_depends_on_the_plan_of_its_command(graph_of: Callable[[str], Graph], file: str) -> None:
+    """And of what its command names: its dataset, its run or its classifier."""
+    for name, stage in graph_of(file).items():
+        verb, *words = stage.command.split()[1:]
+        plans = {path.partition("/")[0].removesuffix("-plus"): path for path in stage.plans}
+        assert set(plans) - {"other"} == {verb}, name
+        assert ("other" in plans) == name.startswith("sample-across"), name
+        for path in stage.plans:
+            assert path.partition("/")[2] in ("", *words), name
+        assert path.startswith("classify-plus") == (verb == "classify" and words[-1] != "none"), name
 
 
 @pytest.mark.parametrize("file", ALL_PARAMS)
-def test_all_declared_code_is_used(graph_of: Callable[[str], Graph], file: str) -> None:
-    unused = {
-        f"{name.partition('@')[0]}: {dep}"
-        for name, stage in graph_of(file).items()
-        for dep in code_deps(stage)
-        if not any(covers(dep, file) for command in kindred(name, stage.command) for file in needed(command))
+def test_the_plan_has_what_stages_depend_on_and_nothing_else(
+    project: Project, graph_of: Callable[[str], Graph], file: str, tmp_path: Path
+) -> None:
+    stages = graph_of(file).values()
+    with_params(project, file)
+    config = project.params()
+    plan.write_plan(Params.model_validate(config), config, tmp_path / "plan")
+    found = {path.relative_to(tmp_path / "plan").as_posix() for path in (tmp_path / "plan").rglob("*.json")}
+    wanted = {f"{name}.json" for stage in stages for name in stage.plans}
+    unused = {name for name in found - wanted if not name.startswith(("other/", "classify-plus/"))}
+    assert (wanted - found, unused) == (set(), set())
+
+
+def entry(name: str) -> plan.Entry:
+    params = Params.model_validate(yaml.safe_load((CHECKOUT / "params.yaml").read_text(encoding="utf-8")))
+    return next(found for found in plan.entries(params) if found.name == name)
+
+
+def code(name: str) -> set[str]:
+    return set(closure(entry(name).modules))
+
+
+def test_code_is_found_that_is_loaded_by_name_or_is_no_python() -> None:
+    assert "vap/captioning/measured.py" in code("caption/phantom-isic2018")  # a process of its own
+    assert {f for f in code("caption/phantom-isic2018") if f.endswith("questions/dermoscopy.yaml")}
+    assert "vap/generators/vap/method.py" in code("sample/vap")
+    assert "vap/generators/vap/method.py" not in code("sample/uvit")
+    assert "vap/generators/uvit/method.py" in code("train/vap")  # it is built on it
+    assert not {f for f in code("evaluate") if f.startswith("vap/generators/")}
+
+
+def test_every_file_that_is_no_python_belongs_to_the_module_of_its_name() -> None:
+    """A stage that reads a further one would not run again when it changes."""
+    files = {
+        path.relative_to(CHECKOUT).as_posix()
+        for path in (CHECKOUT / "vap").rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc")
     }
-    assert sorted(unused) == []
+    known = {f for f in files if (CHECKOUT / f).parent.with_suffix(".py").is_file()}
+    assert {f for f in files - known if not f.endswith("costs/rates.yaml")} == set()  # `vap cost` is no stage
 
 
-def test_the_describer_and_the_methods_are_found_though_not_imported() -> None:
-    assert "vap/captioning/measured.py" in needed("vap caption phantom-isic2018")
-    assert "vap/methods/vap.py" in needed("vap sample phantom-isic2018 vap seen")
-    assert "vap/methods/vap.py" not in needed("vap sample phantom-isic2018 uvit seen")
-    assert "vap/methods/vap.py" not in needed("vap evaluate phantom-isic2018 vap seen")
+def test_modules_that_a_stage_loads_are_in_its_plan(tmp_path: Path) -> None:
+    """Seen in a process that imports the stage and its method."""
+    for name in ("train/vap", "sample/stylegan", "evaluate", "classify-plus/maxvit", "figure"):
+        modules = entry(name).modules
+        program = f"import sys, json, {', '.join(modules)}\nprint(json.dumps([m.__file__ for n, m in "
+        program += "sys.modules.items() if n.split('.')[0] == 'vap' and m.__file__]))"
+        said = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=CHECKOUT
+        )
+        loaded = {Path(file).relative_to(CHECKOUT).as_posix() for file in json.loads(said.stdout)}
+        silent = {f for f in loaded if not "".join(what_it_does((CHECKOUT / f).read_text("utf-8")))}
+        assert loaded - silent - SILENT <= code(name), name
 
 
-def test_the_questions_are_the_only_data_that_a_stage_reads() -> None:
-    """A further data file needs a line in `needed`, as the questions have one."""
-    assert QUESTIONS
-    assert set(DATA_FILES) - set(QUESTIONS) == {"vap/costs.yaml"}  # `vap cost` is no stage
+def test_no_room_depends_on_one_that_depends_on_it() -> None:
+    """The packages of vap/, and its modules beside them, have an order: arrows point one way."""
+    arrows: dict[str, set[str]] = {}
+    for file in sorted((CHECKOUT / "vap").rglob("*.py")):
+        room = room_of(file.relative_to(CHECKOUT).as_posix())
+        found = {room_of(target.relative_to(CHECKOUT).as_posix()) for target in imports(file)}
+        arrows.setdefault(room, set()).update(found - {room, "__init__"})
+    order: list[str] = []
+    while arrows:
+        free = sorted(room for room, others in arrows.items() if not others - set(order))
+        assert free, f"circles among {sorted(arrows)}"
+        order += free
+        arrows = {room: others for room, others in arrows.items() if room not in order}
+    assert order.index("common") < order.index("datasets") < order.index("generators") < order.index("cli")
+
+
+def room_of(path: str) -> str:
+    """vap/metrics/store.py is in metrics, vap/cli.py is cli."""
+    return path.split("/")[1].removesuffix(".py")
+
+
+def test_few_modules_stand_outside_the_rooms() -> None:
+    assert {path.stem for path in (CHECKOUT / "vap").glob("*.py")} == {
+        *("__init__", "__main__", "cli", "params", "runs")
+    }
+    for room in (CHECKOUT / "vap").iterdir():
+        if room.is_dir() and room.name != "__pycache__":
+            told = ast.get_docstring(ast.parse((room / "__init__.py").read_text(encoding="utf-8")))
+            assert told is not None, room.name
+            assert {"In:", "Out:"} <= set(told.split()), room.name
+
+
+SOURCE = '''"""What it is."""
+import os  # a library
+
+class A:
+    """A class."""
+
+    text = """one
+
+    two  # three"""
+
+    def f(self) -> str:
+        """What it does
+        at length.
+        """
+
+        # a comment
+        return f"# {os.name}"
+'''
+
+
+def test_only_what_the_code_does_is_hashed() -> None:
+    found = "".join(what_it_does(SOURCE))
+    assert (
+        found
+        == '''import os
+class A:
+    text = """one
+
+    two  # three"""
+    def f(self) -> str:
+        return f"# {os.name}"
+'''
+    )
+    assert "".join(what_it_does(found)) == found
+    compared = 0
+    for path in sorted((CHECKOUT / "vap").rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        with contextlib.suppress(IndentationError):  # of a function that has a docstring alone
+            assert stripped(text) == stripped("".join(what_it_does(text))), path
+            compared += 1
+    assert compared > 100
+
+
+def stripped(text: str) -> str:
+    """The syntax tree without docstrings."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        if isinstance(node, kinds) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree)
 
 
 # ── settings ────────────────────────────────────────────────────────────────────────────────────────
@@ -416,21 +454,35 @@ def under(key: str, keys: set[str]) -> bool:
 
 
 @pytest.mark.parametrize("file", PARAMS_FILES)
-def test_every_setting_is_tracked(project: Project, file: str) -> None:
+def test_every_setting_is_in_a_plan(project: Project, file: str) -> None:
     with_params(project, file)
-    tracked = {key for stage in dvc_graph(project.root).values() for key in stage.params}
-    params = project.params()
-    listed = {name: params["method"][name] for name in params["methods"]}  # others may stand ready there
-    keys = set(leaves({**params, "method": listed}))
+    config = project.params()
+    params = Params.model_validate(config)
+    tracked = {key for found in plan.entries(params) for key in plan.content(found, config)["settings"]}
+    listed = {name: config["method"][name] for name in params.rows}  # others may stand ready there
+    keys = set(leaves({**config, "method": listed}))
     assert sorted(key for key in keys if not under(key, tracked | UNTRACKED.keys())) == []
     assert sorted(key for key in tracked if under(key, set(UNTRACKED))) == []
     for key in UNTRACKED:
         assert any(under(leaf, {key}) for leaf in keys), f"{key} is no longer a setting"
 
 
+def test_a_run_has_the_seed_and_the_share_of_its_name() -> None:
+    config = yaml.safe_load((CHECKOUT / "config/demo.yaml").read_text(encoding="utf-8"))
+    config |= {"methods": FURTHER["methods"], "learns_from": FURTHER["learns_from"]}
+    config["downstream"] |= {"sources": FURTHER["downstream.sources"], "generator_ratios": ["1", "10"]}
+    found = {entry.name: plan.content(entry, config) for entry in plan.entries(Params.model_validate(config))}
+    own, seed, share = (found[f"train/vap{more}"] for more in ("", "_seed27", "_data10"))
+    assert seed["settings"] == own["settings"] | {"seed": 27}
+    assert share["settings"] == own["settings"] | {"percent": 10}
+    assert own["code"] == seed["code"] == share["code"]
+
+
 def read(verb: str) -> set[str]:
     """Sections, or section.key, of `params` that a stage's module reads."""
-    tree = ast.parse((CHECKOUT / f"vap/stages/{verb}.py").read_text(encoding="utf-8"))
+    file = module_file(STAGES[verb])
+    assert file is not None
+    tree = ast.parse(file.read_text(encoding="utf-8"))
     found: dict[ast.AST, str] = {}
     inner: set[ast.AST] = set()
     for node in ast.walk(tree):
@@ -445,24 +497,22 @@ def read(verb: str) -> set[str]:
             found[node] = ".".join(key for key in chain if not key.startswith("model_"))
             inner.add(node.value)  # type: ignore[attr-defined]
     whole = {key for node, key in found.items() if node not in inner}
+    whole = {"methods" if key in ("rows", "seeds_of") else key for key in whole}
     return {key for key in whole if key.split(".")[0] in Params.model_fields}
 
 
-@pytest.mark.parametrize("file", ["params.yaml", RUNS])
-def test_a_stage_tracks_what_its_code_reads(graph_of: Callable[[str], Graph], file: str) -> None:
-    for name, stage in graph_of(file).items():
-        verb = stage.command.split()[1]
-        keys = {key for key in read(verb) if not under(key, {"compute"})}
-        keys -= {key for where, key in ONLY_SHOWN if where == verb}
-        kind = name.partition("@")[0]
-        keys -= {key for key, kinds in ONLY_FOR.items() if kind not in kinds}
-        if verb in ("train", "sample"):
-            keys -= {key for key, suffix in NAMED.items() if kind.endswith(suffix)}
-        for key in keys:  # `caption` is read through its keys, `prepare.image_size` is one
-            assert under(key, set(stage.params)) or (
-                "." not in key and any(under(known, {key}) for known in stage.params)
-            ), f"{name} reads {key} and does not track it"
-        for known in stage.params:
-            assert under(known, keys) or known in keys or known.split(".")[0] in keys, (
-                f"{name} tracks {known} and does not read it"
-            )
+@pytest.mark.parametrize(
+    "stage", [stage for stage in plan.SETTINGS if stage not in ("other", "classify-plus")]
+)
+def test_a_plan_holds_what_the_stages_code_reads(stage: str) -> None:
+    keys = {key for key in read(stage) if not under(key, {"compute"})}
+    keys -= {key for (where, key) in (*ONLY_SHOWN, *ELSEWHERE) if where == stage}
+    planned = {re.sub(r"\{\w+\}", "*", key) for key in plan.SETTINGS[stage]}
+    for key in keys:  # `caption` is read through its keys, `prepare.image_size` is one
+        assert under(key, planned) or ("." not in key and any(under(known, {key}) for known in planned)), (
+            f"{stage} reads {key}, and its plan lacks it"
+        )
+    for known in planned:
+        assert under(known, keys) or known in keys or known.split(".")[0] in keys, (
+            f"the plan of {stage} holds {known}, which its code does not read"
+        )

@@ -14,7 +14,7 @@ import pytest
 from chat_server import ChatServer, answer
 from toy import CLASSES, settings, write
 
-import vap.stages.caption as stage
+import vap.captioning.caption as stage
 from vap.captioning import client
 from vap.captioning.questions import load_questions
 from vap.datasets.images import encode

@@ -62,7 +62,10 @@ def params(**changes: Any) -> Params:
 
 
 def with_downstream(params: Params, changes: Mapping[str, Any]) -> Params:
-    """Settings with these keys of downstream."""
+    """Settings with these keys of downstream, and the runs that generator_ratios asks for."""
     data = params.model_dump()
     data["downstream"] |= changes
+    own = data["downstream"]
+    for names in data["learns_from"].values():
+        names += [f"{m}_data{r}" for m in own["sources"] if m in names for r in own["generator_ratios"]]
     return parse(data)

@@ -18,10 +18,9 @@ import pytest
 from layouts import lay_out, picture
 
 from vap import cli
-from vap.artifacts import ArrowFile
-from vap.datasets import archives
-from vap.errors import VapError
-from vap.stages import prepare
+from vap.common.artifacts import ArrowFile
+from vap.common.errors import VapError
+from vap.datasets import archives, prepare
 
 ROOT = Path("data/raw/own")
 OUT = Path("data/prepared/own.arrow")
@@ -306,7 +305,7 @@ def test_a_full_disk_leaves_nothing_half(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(OUT))
 
     with monkeypatch.context() as patch:
-        patch.setattr("vap.artifacts.pa.ipc.new_file", full)
+        patch.setattr("vap.common.artifacts.pa.ipc.new_file", full)
         with pytest.raises(SystemExit) as stopped:
             cli.main()
     assert stopped.value.code == 2

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from layouts import SHARED, Files, lay_out
 
-from vap.artifacts import ArrowFile
-from vap.datasets import chestxray14, isic2018, isic2019
+from vap.common.artifacts import ArrowFile
+from vap.common.errors import VapError
+from vap.datasets import chestxray14, isic2018, isic2019, prepare
 from vap.datasets.base import Source, open_source
-from vap.errors import VapError
-from vap.stages import prepare
 
 
 @pytest.fixture(autouse=True)

@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from vap import artifacts, cli
-from vap.artifacts import (
+from vap import cli
+from vap.common import artifacts
+from vap.common.artifacts import (
     SCHEMAS,
     ArrowFile,
     atomic,
@@ -30,7 +31,7 @@ from vap.artifacts import (
     work_folder,
     write_json,
 )
-from vap.errors import VapError
+from vap.common.errors import VapError
 
 RECORD = {"stage": "latents", "item": ["own"], "params": {"seed": 0}}
 OUT = Path("data/own.arrow")
@@ -149,7 +150,7 @@ def test_work_folder_stays_when_the_run_fails() -> None:
 
 def test_a_second_process_waits_for_the_first() -> None:
     code = (
-        "from vap.artifacts import work_folder\n"
+        "from vap.common.artifacts import work_folder\n"
         f"with work_folder({RECORD!r}) as work: (work / 'second').touch(); print(work.exists())"
     )
     with work_folder(RECORD) as work:
@@ -346,7 +347,7 @@ def refused(
     run: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> list[str]:
     """The lines on standard error of `vap prepare`, whose stage is `run` and fails."""
-    monkeypatch.setattr("vap.stages.prepare.run", run)
+    monkeypatch.setattr("vap.datasets.prepare.run", run)
     monkeypatch.setattr(cli, "_params", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["vap", "prepare", "own"])
     with pytest.raises(SystemExit) as caught:

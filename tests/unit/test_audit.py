@@ -17,14 +17,14 @@ from typer.testing import CliRunner
 
 from vap.captioning.audit import audit
 from vap.captioning.audit_samples import Agreement, audit_samples
+from vap.captioning.caption import SCHEMA
 from vap.captioning.measured import describe, measure
 from vap.captioning.statements import PATTERNS, UNSAID, diagnoses, refuses, stated
 from vap.cli import app
+from vap.common.errors import VapError
 from vap.datasets.attributes import MODALITIES, VOCABULARY
 from vap.datasets.images import encode
 from vap.datasets.phantom import list_samples, load_spec, render
-from vap.errors import VapError
-from vap.stages.caption import SCHEMA
 
 RAW = Path(__file__).resolve().parents[2] / "data" / "raw"
 

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from toy import PROJECT
 
-from vap.errors import VapError
-from vap.models import autoencoder
-from vap.models.autoencoder import DETERMINISTIC, KL, Tiny, small_kl
+from vap.autoencoders import autoencoder
+from vap.autoencoders.autoencoder import DETERMINISTIC, KL, Tiny, small_kl
+from vap.common.errors import VapError
 
 WEIGHTS = Path(os.environ.get("VAP_TEST_WEIGHTS", PROJECT.parent / "shared" / "weights"))
 TAESD = WEIGHTS / "taesd"

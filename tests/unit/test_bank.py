@@ -14,9 +14,9 @@ import pytest
 import torch
 from toy import CLASSES, settings, write, write_bank, write_latents
 
-import vap.stages.encode as stage
-from vap.artifacts import file_sha256
-from vap.errors import VapError
+import vap.prompts.encode as stage
+from vap.common.artifacts import file_sha256
+from vap.common.errors import VapError
 from vap.prompts.bank import NULL_ROW, PromptBank
 from vap.prompts.encoders import Encoded
 from vap.prompts.places import Place, locate

@@ -26,12 +26,12 @@ from caption_toy import (
 from chat_server import answer, chat_server
 
 import vap.params
-from vap.artifacts import file_sha256
 from vap.captioning import questions
 from vap.captioning.ask import image_seed, shrink
 from vap.captioning.replies import KEY_VARIABLE
+from vap.common.artifacts import file_sha256
+from vap.common.errors import VapError
 from vap.datasets.images import decode, encode
-from vap.errors import VapError
 
 SECRET = "sk-very-secret-0123456789"
 

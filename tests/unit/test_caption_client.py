@@ -15,7 +15,7 @@ from chat_server import DROP, TEAR, answer, chat_server
 from vap.captioning import client
 from vap.captioning.client import RETRIES, ChatClient
 from vap.captioning.replies import KEY_VARIABLE, Answer, ImageFailed
-from vap.errors import VapError
+from vap.common.errors import VapError
 
 SECRET = "sk-very-secret-0123456789"
 REQUEST = {"error": {"message": "max_tokens is too large", "type": "BadRequestError", "code": 400}}

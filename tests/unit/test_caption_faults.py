@@ -25,8 +25,8 @@ from caption_toy import (
 from chat_server import DROP, TEAR, answer, chat_server
 from toy import CLASSES, write
 
-from vap.artifacts import file_sha256
-from vap.errors import VapError
+from vap.common.artifacts import file_sha256
+from vap.common.errors import VapError
 
 SECRET = "sk-very-secret-0123456789"
 

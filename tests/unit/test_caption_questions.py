@@ -11,7 +11,7 @@ from caption_toy import (
 
 from vap.captioning import questions
 from vap.captioning.questions import load_questions
-from vap.errors import VapError
+from vap.common.errors import VapError
 
 SECRET = "sk-very-secret-0123456789"
 

@@ -20,10 +20,10 @@ from caption_toy import (
 )
 from toy import PROJECT, settings
 
-import vap.stages.caption as stage
+import vap.captioning.caption as stage
 from vap.captioning import vllm
 from vap.captioning.replies import KEY_VARIABLE
-from vap.errors import VapError
+from vap.common.errors import VapError
 from vap.params import VllmParams
 
 SECRET = "sk-very-secret-0123456789"

@@ -12,16 +12,16 @@ import pytest
 import torch
 from toy import PROJECT, settings
 
-from vap import pipeline
-from vap.check import PARTS, absent_files, check
-from vap.errors import VapError
-from vap.methods.latents import LatentMethod
-from vap.models.autoencoder import small_kl
+from vap.autoencoders.autoencoder import small_kl
+from vap.common.errors import VapError
+from vap.generators.latents import LatentMethod
 from vap.params import load
+from vap.workflow import snakemake as pipeline
+from vap.workflow.check import PARTS, absent_files, check
 
 OTHERS = {
     "methods": ["stylegan", "cbdm", "ldm", "dit"],
-    "learns_from": {"adversary": ["stylegan"], "images": ["cbdm"], "latents": ["ldm", "dit"]},
+    "learns_from": {"images": ["stylegan", "cbdm"], "latents": ["ldm", "dit"], "prompts": []},
     "ablation__without": [],
     "ablation__methods": ["vap"],
 }
@@ -214,7 +214,7 @@ def test_what_is_wrong_is_told_every_time(tmp_path: Path, monkeypatch: pytest.Mo
 def test_settings_are_judged_without_timm_where_only_a_method_changed(tmp_path: Path) -> None:
     """Its import takes seconds, which every start of Snakemake would wait for."""
     code = (
-        "import sys; from toy import settings; from vap import check;"
+        "import sys; from toy import settings; from vap.workflow import check;"
         "check.check_methods(settings()); assert 'timm' not in sys.modules and 'torch' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)

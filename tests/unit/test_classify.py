@@ -11,11 +11,11 @@ import pytest
 import torch
 from downstream_toy import CLASSES, PREPARED, SAMPLES, params, write_prepared, write_samples
 
-from vap.artifacts import file_sha256
+from vap.common.artifacts import file_sha256
+from vap.common.errors import VapError
+from vap.downstream import classify as stage
 from vap.downstream import fit as fitting
 from vap.downstream.places import scores_path
-from vap.errors import VapError
-from vap.stages import classify as stage
 
 ALONE, PLUS = ("own", "net", "50", "none"), ("own", "net", "50", "vap")
 
@@ -76,9 +76,7 @@ def test_synthetic_images_are_added_to_the_same_real_ones(monkeypatch: pytest.Mo
 
 
 def with_shares(**changes: Any) -> dict[str, Any]:
-    by_kind = {"images": [], "adversary": [], "latents": [], "prompts": ["vap"]}
-    lists = {"generator_data": ["full", "ratio"], "generator_ratios": ["1", "50"], "generators": by_kind}
-    return {**lists, **changes}
+    return {"generator_ratios": ["1", "50"], **changes}
 
 
 def test_a_generator_of_the_share_is_a_source_of_its_own() -> None:
@@ -154,11 +152,7 @@ def test_other_classifiers_and_sources_are_no_part_of_a_result() -> None:
         (("own", "net", "50", "vap_data50"), {}, "source: found 'vap_data50'; expected one of none, vap;"),
         (
             ("own", "net", "50", "vap_data1"),
-            {
-                "generator_data": ["full", "ratio"],
-                "generator_ratios": ["1", "50"],
-                "generators": {"images": [], "adversary": [], "latents": [], "prompts": ["vap"]},
-            },
+            {"generator_ratios": ["1", "50"]},
             "source: found 'vap_data1'; expected one of none, vap, vap_data50;",
         ),
         (PLUS, {"sources": ["gan"]}, "downstream.sources: found 'gan'; expected some of methods: "),
@@ -183,7 +177,6 @@ def test_what_does_not_fit_is_one_line(item: Any, changes: dict[str, Any], words
         ({"ratios": ["1", "1"]}, "downstream.ratios names one twice"),
         ({"sources": ["none"]}, "'none' is the name of real images alone"),
         ({"classifiers": ["other"]}, "classifiers names 'other', which has no entry under classifier"),
-        ({"generator_data": "ratio"}, "downstream.generator_data: found 'ratio'"),
         ({"real_share": 1.0}, "downstream.real_share: found 1.0"),
     ],
 )

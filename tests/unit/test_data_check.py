@@ -17,9 +17,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vap.cli import app
+from vap.common.errors import VapError
 from vap.datasets import isic2018
 from vap.datasets.duplicates import Print, pairs, thumbnail
-from vap.errors import VapError
 
 ROOT = Path("data/raw/own")
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vap.common.errors import VapError
 from vap.datasets import images
 from vap.datasets.base import Source
 from vap.datasets.folder import FolderSource
 from vap.datasets.isic2018 import CLASSES, Isic2018Source
-from vap.errors import VapError
 
 PROJECT = Path(__file__).resolve().parents[2]
 TRAIN = "ISIC2018_Task3_Training_GroundTruth/ISIC2018_Task3_Training_GroundTruth.csv"

@@ -10,11 +10,11 @@ import pytest
 from downstream_toy import CLASSES, PREPARED, image, write_prepared, write_samples
 from toy import write
 
-from vap.artifacts import ArrowFile
+from vap.common.artifacts import ArrowFile
+from vap.common.errors import VapError
 from vap.datasets.images import decode
+from vap.datasets.share import real_rows, subset_rows
 from vap.downstream.data import ImagePool, batch_numbers, synthetic_rows
-from vap.downstream.subset import real_rows, subset_rows
-from vap.errors import VapError
 
 
 @pytest.fixture(autouse=True)

@@ -14,15 +14,15 @@ from accelerate.state import AcceleratorState
 from downstream_toy import CLASSES, params, write_prepared
 from safetensors.torch import load_file, save_file
 
-from vap.artifacts import ArrowFile
+from vap.common.artifacts import ArrowFile
+from vap.common.errors import VapError
+from vap.common.progress import Progress
+from vap.datasets.share import real_rows
 from vap.downstream import fit as module
 from vap.downstream.classifier import Classifier
 from vap.downstream.data import ImagePool
 from vap.downstream.fit import augment, fit, predict
-from vap.downstream.subset import real_rows
-from vap.errors import VapError
 from vap.params import AugmentParams
-from vap.progress import Progress
 from vap.training.plain import warmup_cosine
 
 CPU = torch.device("cpu")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from vap.common.errors import VapError
 from vap.downstream import scores
 from vap.downstream.scores import auc, measure
-from vap.errors import VapError
 
 
 def example(n: int = 200, K: int = 4, seed: int = 0, digits: int = 1) -> tuple[np.ndarray, np.ndarray]:

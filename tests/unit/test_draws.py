@@ -14,18 +14,19 @@ from rich.console import Console
 from toy import CLASSES, WIDTH, bank_row, settings, write, write_bank, write_latents
 
 import vap.prompts.draws as module
-from vap.artifacts import ArrowFile
-from vap.draw import draw
-from vap.errors import VapError
-from vap.export import export
-from vap.models.autoencoder import small_kl
+from vap.autoencoders.autoencoder import small_kl
+from vap.common.artifacts import ArrowFile
+from vap.common.errors import VapError
+from vap.common.weights import read_tensors
+from vap.generators import train
 from vap.prompts.bank import PromptBank
 from vap.prompts.draws import BankDraws, SentenceDraws, draws_of, encoder_of, parse_condition, read_sentences
 from vap.prompts.encoders import Encoded
 from vap.prompts.report import nearest, show, statistics, stats
 from vap.prompts.shuffled import exchanged, modality_of, places
-from vap.stages import sample, train
-from vap.weights import read_tensors
+from vap.sampling import sample
+from vap.sampling.draw import draw
+from vap.sampling.export import export
 
 BANK, OTHER = Path("data/prompts/own.arrow"), Path("data/prompts/other.arrow")
 TEXTS = Path("data/texts/mine.txt")

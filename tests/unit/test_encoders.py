@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from vap.errors import VapError
+from vap.common.errors import VapError
 from vap.prompts.encoders import TextEncoder, load_encoder
 from vap.prompts.places import locate
 

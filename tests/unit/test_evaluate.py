@@ -19,14 +19,13 @@ import torch
 import yaml
 from test_metrics import SKIN, textures
 
-from vap.artifacts import SCHEMAS, ArrowFile, Kind, build_arrow, file_sha256
+from vap.common.artifacts import SCHEMAS, ArrowFile, Kind, build_arrow, file_sha256
+from vap.common.errors import VapError
 from vap.datasets.images import encode
-from vap.errors import VapError
-from vap.metrics import store
+from vap.metrics import evaluate, floor, store
 from vap.metrics.features import features_of, load_extractor, weights_file
 from vap.metrics.fidelity import frechet_distance, measure
 from vap.params import Params, parse
-from vap.stages import evaluate, floor
 
 PROJECT = Path(__file__).resolve().parents[2]
 SAMPLES = Path("results/samples/own/vap-seen.arrow")
@@ -339,7 +338,7 @@ def test_measuring_imports_no_heavy_library(tmp_path: Path) -> None:
     data = settings().model_dump()
     Path("settings.json").write_text(json.dumps(data))
     script = (
-        "import json, sys; from vap.params import parse; from vap.stages import evaluate;"
+        "import json, sys; from vap.params import parse; from vap.metrics import evaluate;"
         "evaluate.run(parse(json.load(open('settings.json'))), 'own', 'vap', 'seen');"
         "heavy = ('timm', 'torchvision', 'torch_fidelity', 'sklearn', 'scipy', 'sympy');"
         "print([name for name in heavy if name in sys.modules])"

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image, ImageFont
 from toy import settings, write
 
+from vap.common.errors import VapError
+from vap.common.places import prepared_path, samples_path
 from vap.datasets.images import encode
-from vap.errors import VapError
-from vap.lettering import Lettering
-from vap.stages import figure
-from vap.stages.common import prepared_path, samples_path
+from vap.results import figure
+from vap.results.lettering import Lettering
 
 SIDE = 64
 LONG = "A large irregular black dotted lesion, about 25% of the image, on pale skin without any hair. " * 9

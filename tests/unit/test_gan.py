@@ -15,12 +15,12 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from toy import settings, write_prepared
 
-import vap.stages.train as stage
-from vap.errors import VapError
-from vap.methods.base import load_method
+import vap.generators.train as stage
+from vap.common.errors import VapError
+from vap.generators.base import load_method
+from vap.generators.stylegan import training as gan
+from vap.generators.stylegan.training import GanLearner, blurred
 from vap.params import PARAMS_FILE, Params
-from vap.training import gan
-from vap.training.gan import GanLearner, blurred
 from vap.training.loop import make_accelerator
 from vap.training.seeds import REAL
 
@@ -36,14 +36,14 @@ def project(
 
 
 def own(**changes: Any) -> Params:
-    return settings(methods=["stylegan"], learns_from={"adversary": ["stylegan"]}, **changes)
+    return settings(methods=["stylegan"], learns_from={"images": ["stylegan"]}, **changes)
 
 
 def learner(**changes: Any) -> GanLearner:
     params = own(**changes)
     method = load_method("stylegan", params.method)
     data = method.data("own")
-    from vap.methods.base import Shapes
+    from vap.generators.base import Shapes
 
     torch.manual_seed(0)
     make = method.learner(

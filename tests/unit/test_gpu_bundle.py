@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from toy import settings, write_own
 
 from benchmarks.gpu import bundle, repeat
-from vap.artifacts import write_safetensors
-from vap.models.autoencoder import Linear
-from vap.models.linear import LinearNet
-from vap.stages.common import autoencoder_path
+from vap.autoencoders.autoencoder import Linear
+from vap.autoencoders.linear import LinearNet
+from vap.common.artifacts import write_safetensors
+from vap.common.places import autoencoder_path
 
 
 @pytest.fixture

@@ -14,15 +14,15 @@ import torch
 from safetensors.torch import load_file
 from toy import settings, write
 
-import vap.stages.latents as stage
-from vap.artifacts import ArrowFile, file_sha256
+import vap.autoencoders.latents as stage
+from vap.autoencoders import autoencoder
+from vap.autoencoders import training as learners
+from vap.autoencoders.autoencoder import small_kl
+from vap.autoencoders.reconstruction import LPIPS_FILES, reconstruction
+from vap.common.artifacts import ArrowFile, file_sha256
+from vap.common.errors import VapError
+from vap.common.places import to_images, to_tensor
 from vap.datasets.images import decode, encode
-from vap.errors import VapError
-from vap.metrics.reconstruction import LPIPS_FILES, reconstruction
-from vap.models import autoencoder
-from vap.models.autoencoder import small_kl
-from vap.stages.common import to_images, to_tensor
-from vap.training import autoencoder as learners
 
 WEIGHTS = Path("weights/kl")
 OUT = Path("data/autoencoders/own")

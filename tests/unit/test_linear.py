@@ -14,13 +14,13 @@ from sklearn.linear_model import Ridge
 from torch import Tensor
 from toy import settings, write
 
-import vap.stages.latents as stage
-from vap.artifacts import ArrowFile, file_sha256
+import vap.autoencoders.latents as stage
+from vap.autoencoders import autoencoder
+from vap.autoencoders.autoencoder import DETERMINISTIC, Linear
+from vap.autoencoders.linear import LinearNet, fit
+from vap.common.artifacts import ArrowFile, file_sha256
+from vap.common.errors import VapError
 from vap.datasets.images import encode
-from vap.errors import VapError
-from vap.models import autoencoder
-from vap.models.autoencoder import DETERMINISTIC, Linear
-from vap.models.linear import LinearNet, fit
 
 P, SIDE = 4, 16
 

@@ -15,9 +15,9 @@ from vap.captioning.describer_server import DescriberServer
 from vap.captioning.measured import describe, measure
 from vap.captioning.questions import load_questions
 from vap.captioning.statements import stated
+from vap.common.errors import VapError
 from vap.datasets.attributes import MODALITIES, VOCABULARY
 from vap.datasets.phantom import list_samples, load_spec, render
-from vap.errors import VapError
 
 RAW = Path(__file__).resolve().parents[2] / "data" / "raw"
 Q1 = (

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vap.errors import VapError
+from vap.common.errors import VapError
 from vap.metrics import kernel
 from vap.metrics.features import features_of, load_extractor, weights_file
 from vap.metrics.fidelity import (

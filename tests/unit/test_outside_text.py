@@ -13,10 +13,10 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 from toy import BANK, CLASSES, WIDTH, bank_row, write
 
-from vap.errors import VapError, plain
-from vap.markup import cell, html_text, markdown, uncell, write_csv
+from vap.common.errors import VapError, plain
+from vap.common.markup import cell, html_text, markdown, uncell, write_csv
 from vap.prompts import report
-from vap.stages.table import lines_of
+from vap.results.table import lines_of
 
 NASTY = "[INST] A [bold]mole[/INST] [link=file:///x]\x1b[31m\x07\x9b1m \u202egnp[/]"
 

@@ -15,10 +15,10 @@ import torch
 import yaml
 from toy import PROJECT, write, write_bank_of
 
-import vap.stages.latents as latents_stage
-import vap.stages.sample as sample_stage
-import vap.stages.train as train_stage
-from vap.artifacts import ArrowFile
+import vap.autoencoders.latents as latents_stage
+import vap.generators.train as train_stage
+import vap.sampling.sample as sample_stage
+from vap.common.artifacts import ArrowFile
 from vap.datasets.images import decode, encode
 from vap.datasets.phantom import list_samples, load_spec, render
 from vap.metrics.features import features_of, load_extractor, weights_file
@@ -28,7 +28,7 @@ from vap.params import Params, parse
 DATASET, LABEL = "phantom-chestxray14", "Atelectasis"
 N = 64
 SIDE = 16  # pixels, the smallest phantom
-KINDS = {"stylegan": "adversary", "cbdm": "images", "vap": "prompts"}
+KINDS = {"stylegan": "images", "cbdm": "images", "vap": "prompts"}
 AUTOENCODER = {"steps": 2000, "lr": 3.0e-3, "patch": 4, "channels": [128]}
 AUTOENCODER |= {"latent_channels": 1, "kl_weight": 1.0e-5}
 TRANSFORMER = {"width": 128, "depth": 4, "heads": 4, "patch": 1}

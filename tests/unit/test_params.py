@@ -12,10 +12,10 @@ import yaml
 from toy import PROJECT
 
 from vap import cli
-from vap.errors import Stopped, VapError
-from vap.methods.base import load_method
+from vap.common.errors import Stopped, VapError
+from vap.common.yaml_files import read_yaml
+from vap.generators.base import load_method
 from vap.params import load, parse
-from vap.yaml_files import read_yaml
 
 PROFILES = sorted((PROJECT / "config").glob("*.yaml"))
 MISSING = object()
@@ -249,7 +249,7 @@ def test_a_methods_own_setting_is_checked(key: str, value: Any, words: str) -> N
 
 
 def test_a_method_without_module_is_one_line() -> None:
-    with pytest.raises(VapError, match=r"no module vap/methods/gan.py"):
+    with pytest.raises(VapError, match=r"no module vap/generators/gan.py"):
         load_method("gan", {})
 
 
@@ -372,7 +372,7 @@ def test_what_comes_from_outside_is_one_line(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("vap.stages.prepare.run", fail)
+    monkeypatch.setattr("vap.datasets.prepare.run", fail)
     found, err = command(monkeypatch, capsys, "prepare", "phantom-isic2018")
     assert found == code
     assert len(err.splitlines()) == 1
@@ -383,7 +383,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(project: Path, monkeypatch: 
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("vap.stages.prepare.run", fail)
+    monkeypatch.setattr("vap.datasets.prepare.run", fail)
     monkeypatch.setattr(sys, "argv", ["vap", "prepare", "phantom-isic2018"])
     with pytest.raises(OSError, match="Input/output error"):
         cli.main()

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import yaml
 
+from vap.common.errors import VapError
 from vap.datasets.attributes import SIZE_LIMITS, VOCABULARY, size_name
 from vap.datasets.phantom import PhantomSample, PhantomSpec, list_samples, load_spec, render
-from vap.errors import VapError
 
 RAW = Path(__file__).resolve().parents[2] / "data" / "raw"
 NAMES = ("phantom-isic2018", "phantom-isic2019", "phantom-chestxray14", "phantom-colonoscopy")

@@ -16,14 +16,13 @@ import yaml
 from PIL import Image
 from test_datasets import PROJECT, classes_folder, isic, picture
 
-from vap.artifacts import ArrowFile
-from vap.datasets import base, images
+from vap.common.artifacts import ArrowFile
+from vap.common.errors import VapError
+from vap.datasets import base, images, prepare
 from vap.datasets.base import Item, RawImage
 from vap.datasets.isic2018 import CLASSES
 from vap.datasets.split import split, subset
-from vap.errors import VapError
 from vap.params import Params, parse
-from vap.stages import prepare
 
 OUT = Path("data/prepared/own.arrow")
 LOAD = base.load_file  # before a test replaces it

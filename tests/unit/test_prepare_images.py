@@ -11,11 +11,10 @@ import pytest
 from layouts import lay_out
 from PIL import Image, ImageDraw
 
-from vap.artifacts import ArrowFile
-from vap.datasets import images
+from vap.common.artifacts import ArrowFile
+from vap.datasets import images, prepare
 from vap.datasets.ahead import Ahead
 from vap.datasets.borders import content_box
-from vap.stages import prepare
 
 ROOT = Path("data/raw/own")
 

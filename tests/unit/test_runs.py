@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import yaml
 from downstream_toy import with_downstream
-from toy import BANK, LATENTS, PREPARED, PROJECT, settings, write_latents, write_own
+from toy import BANK, LATENTS, PREPARED, settings, write_latents, write_own
 
-import vap.stages.sample as sampling
-import vap.stages.train as training
+import vap.generators.train as training
+import vap.sampling.sample as sampling
 from vap import cli
-from vap.artifacts import ArrowFile, file_sha256
-from vap.downstream.subset import share_of, subset_rows
-from vap.errors import VapError
-from vap.methods.base import load_method
-from vap.params import Params
+from vap.common.artifacts import ArrowFile, file_sha256
+from vap.common.errors import VapError
+from vap.datasets.share import share_of, subset_rows
+from vap.generators.base import load_method
+from vap.params import Params, parse
 from vap.prompts.bank import PromptBank
 from vap.prompts.draws import draws_of
 from vap.runs import Run, method_of, run_of, runs_of
@@ -41,35 +41,28 @@ def pixels(**changes: Any) -> Params:
 
 def shares(plain: Params, **changes: Any) -> Params:
     """With generators for 30 and 50 % of the images, of all methods."""
-    sources = plain.methods
-    kinds = ("images", "adversary", "latents", "prompts")
-    by_kind = {kind: [m for m in sources if plain.kind(m) == kind] for kind in kinds}
-    lists = {"ratios": ["30", "50", "100"], "generator_ratios": ["30", "50"], "sources": sources}
-    return with_downstream(
-        plain, {**lists, "generator_data": ["full", "ratio"], "generators": by_kind, **changes}
-    )
+    lists = {"ratios": ["30", "50", "100"], "generator_ratios": ["30", "50"], "sources": plain.methods}
+    return with_downstream(plain, {**lists, **changes})
 
 
 # ── names ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_runs_are_the_methods_and_each_with_each_seed() -> None:
-    plain = ["uvit", "vap", "vap_without_pcm"]
-    assert list(runs_of(settings())) == plain
+def test_the_runs_are_those_that_params_yaml_names() -> None:
+    assert list(runs_of(settings())) == ["uvit", "vap", "vap_without_pcm"]
     params = settings(seeds=[3, 12])
-    runs = [f"{method}_seed{seed}" for method in ("uvit", "vap") for seed in (3, 12)]
-    assert list(runs_of(params)) == [*plain, *runs]
-    assert run_of(params, "vap_seed12") == Run("vap_seed12", "vap", 12, "seed")
-    assert run_of(params, "vap_seed12").item == "vap-12"
+    runs = [f"{method}{more}" for method in ("uvit", "vap") for more in ("", "_seed3", "_seed12")]
+    assert list(runs_of(params)) == [*runs, "vap_without_pcm"]
+    assert (params.rows, params.seeds_of("vap")) == (["uvit", "vap"], [3, 12])
+    assert run_of(params, "vap_seed12") == Run("vap_seed12", "vap", 12)
     assert run_of(params, "vap") == Run("vap", "vap", 0)
-    assert run_of(params, "vap").item == "vap"
+    assert params.kind("vap_seed12") == "prompts"
 
 
-def test_a_generator_for_each_ratio_below_100() -> None:
+def test_a_generator_for_each_ratio() -> None:
     params = shares(settings())
     assert list(runs_of(params))[3:] == [f"{m}_data{r}" for m in ("uvit", "vap") for r in (30, 50)]
-    assert run_of(params, "vap_data30") == Run("vap_data30", "vap", 0, "ratio", 30)
-    assert run_of(params, "vap_data30").item == "vap-30"
+    assert run_of(params, "vap_data30") == Run("vap_data30", "vap", 0, 30)
 
 
 def test_a_runs_method_is_in_its_name() -> None:
@@ -88,60 +81,57 @@ def test_other_names_are_one_line_with_those_that_are_known(
         with pytest.raises(SystemExit):
             cli.main()
         (line,) = capsys.readouterr().err.splitlines()
-        known = "uvit, vap, vap_without_pcm, uvit_seed1, vap_seed1"
+        known = "uvit, uvit_seed1, vap, vap_seed1, vap_without_pcm"
         assert f"method: found {name!r}; expected one of {known};" in line
 
 
+LISTS = {"latents": ["uvit"], "prompts": ["vap", "vap_seed1"]}
+
+
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("methods", "learns_from", "words"),
     [
-        ({"seeds": [1, 1]}, "seeds must be further ones, each once: [1, 1] beside seed 0"),
-        ({"seeds": [2, 0]}, "seeds must be further ones, each once: [2, 0] beside seed 0"),
-        ({"seeds": [-1]}, "seeds.0: found -1"),
-        ({"seeds": ["1"]}, "seeds.0: found '1'"),
-        ({"seeds": 1}, "seeds: found 1"),
-        ({"methods": ["uvit", "vap_seed1"]}, "methods names 'vap_seed1', which would be the name of a run"),
+        (["uvit", "vap_seed1"], LISTS, "methods names 'vap_seed1' without 'vap' itself"),
+        (["uvit", "vap", "vap_seed0"], LISTS, "'vap_seed0': N of METHOD_seedN is another than seed"),
+        (["uvit", "vap", "vap_seed01"], LISTS, "'vap_seed01': N of METHOD_seedN is another than seed"),
+        (["uvit", "vap", "vap_seed1", "vap_seed1"], LISTS, "methods names one twice"),
+        (["uvit", "vap", "gan_seed1"], LISTS, "methods names 'gan', which has no entry under method"),
+        (["uvit", "vap", "vap_data10"], LISTS, "'vap_data10', a run for Table 3: its place is learns_from"),
+        (["uvit", "vap"], LISTS, "learns_from must name each of methods once"),
+        (
+            ["uvit", "vap", "vap_seed1"],
+            {"latents": ["uvit", "vap_seed1"], "prompts": ["vap"]},
+            "learns_from names 'vap_seed1' elsewhere than 'vap'",
+        ),
     ],
 )
-def test_a_wrong_list_is_one_line(changes: dict[str, Any], words: str) -> None:
-    if "methods" in changes:
-        entry = yaml.safe_load((PROJECT / "config/smoke.yaml").read_text(encoding="utf-8"))["method"]["vap"]
-        changes |= {
-            "learns_from": {"latents": ["uvit"], "prompts": ["vap_seed1"]},
-            "method__vap_seed1": entry,
-        }
+def test_a_wrong_list_is_one_line(methods: list[str], learns_from: dict[str, list[str]], words: str) -> None:
     with pytest.raises(VapError) as caught:
-        settings(**changes)
+        settings(methods=methods, learns_from={kind: list(names) for kind, names in learns_from.items()})
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-NONE = {"images": [], "adversary": [], "latents": [], "prompts": []}
-NEEDED = "downstream.generators must be {images: [], adversary: [], latents: [uvit], prompts: [vap]}"
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"generator_data": ["ratio"]}, "generator_data must be [full] or [full, ratio]"),
-        ({"generator_data": "full"}, "downstream.generator_data: found 'full'"),
-        ({"generator_ratios": ["30"]}, "generator_ratios must be ['30', '50'], those of ratios below 100"),
-        ({"generator_ratios": ["30", "50", "100"]}, "generator_ratios must be ['30', '50']"),
-        ({"generator_data": ["full"]}, "generator_ratios must be [], none without ratio"),
-        ({"generators": NONE}, f"{NEEDED}: sources by learns_from"),
-        ({"generators": {**NONE, "prompts": ["vap"], "images": ["uvit"]}}, NEEDED),
-        ({"sources": ["gan"]}, "downstream.sources names 'gan', which is none of methods"),
-        (
-            {"generator_data": ["full"], "generator_ratios": []},
-            "generators must be {images: [], adversary: [], latents: [], prompts: []}: empty without ratio",
-        ),
+        ({"generator_ratios": ["20"]}, "generator_ratios names '20': it holds some of ratios, all below 100"),
+        ({"generator_ratios": ["30", "100"]}, "generator_ratios names '100'"),
+        ({"generator_ratios": "30"}, "downstream.generator_ratios: found '30'"),
     ],
 )
-def test_keys_of_the_shares_that_disagree_are_one_line(changes: dict[str, Any], words: str) -> None:
+def test_ratios_of_generators_that_do_not_fit_are_one_line(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(VapError) as caught:
         shares(settings(), **changes)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_generator_of_a_share_is_asked_for_by_name() -> None:
+    data = shares(settings()).model_dump()
+    data["learns_from"]["prompts"].remove("vap_data30")
+    with pytest.raises(VapError, match=r"and, for downstream\.generator_ratios, \['uvit_data30', "):
+        parse(data)
 
 
 # ── training and samples ────────────────────────────────────────────────────────────────────────────
@@ -182,7 +172,7 @@ def test_a_runs_samples_are_those_of_its_seed() -> None:
 
 
 def data_of(method: str, percent: int | None) -> TrainingData:
-    only = None if percent is None else share_of("own", percent, 0)
+    only = None if percent is None else share_of(ArrowFile(PREPARED, "prepared"), percent, 0)
     return load_method(method, settings().method).data("own", 1, only)
 
 
@@ -215,7 +205,7 @@ def test_a_share_is_that_of_the_classifiers_and_nothing_else_is_drawn(method: st
 
 def test_all_images_by_name_train_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     own = training.run(settings(), "own", "vap")
-    monkeypatch.setattr(training, "share_of", lambda dataset, _, seed: share_of(dataset, 100, seed))
+    monkeypatch.setattr(training, "share_of", lambda file, _, seed: share_of(file, 100, seed))
     run = training.run(shares(settings()), "own", "vap_data50")
     for file in ("model.safetensors", "train.csv"):
         assert (run / file).read_bytes() == (own / file).read_bytes()
@@ -227,18 +217,22 @@ def test_latents_that_lack_an_image_of_the_share_are_one_line() -> None:
         data_of("uvit", 30)
 
 
-def test_a_run_on_a_share_says_so_and_depends_on_the_prepared_images() -> None:
+def test_a_run_on_a_share_says_so() -> None:
     run = training.run(shares(settings()), "own", "vap_data30")
     config = json.loads((run / "config.json").read_text())
     assert (config["method"], config["run"], config["percent"]) == ("vap", "vap_data30", 30)
     assert config["class_counts"] == [2, 2]
     record = config["provenance"]
     assert record["params"]["percent"] == 30
-    assert record["inputs"]["prepared"]["sha256"] == file_sha256(PREPARED)
     assert record["params"]["seed"] == 0
     own = json.loads((training.run(settings(), "own", "vap") / "config.json").read_text())
     assert "percent" not in own.keys() | own["provenance"]["params"].keys()
-    assert "prepared" not in own["provenance"]["inputs"]
+
+
+def test_every_artefact_draws_the_same_share() -> None:
+    files = [ArrowFile(PREPARED, "prepared"), ArrowFile(LATENTS, "latents"), PromptBank(BANK).file]
+    assert [share_of(file, 30, 0) for file in files] == [share_of(files[0], 30, 0)] * 3
+    assert share_of(files[0], None, 0) is None
 
 
 def test_samples_of_a_share_have_its_classes() -> None:
@@ -246,14 +240,14 @@ def test_samples_of_a_share_have_its_classes() -> None:
     params = shares(pixels(sample__labels="empirical"))
     training.run(params, "own", "cbdm_data50")
     file = ArrowFile(sampling.run(params, "own", "cbdm_data50", "seen"), "samples")
-    share = share_of("own", 50, 0)
+    share = share_of(ArrowFile(PREPARED, "prepared"), 50, 0)
     assert set(share) < set(rows)
     assert sorted(share.values()) == ["mole"] * 3 + ["scar"] * 3  # 5 scars: 2.5, halves up
     assert sorted(file.column("label")) == ["mole"] * 3 + ["scar"] * 3
 
 
 def test_descriptions_of_a_share_are_those_of_its_images() -> None:
-    bank, share = PromptBank(BANK), share_of("own", 30, 0)
+    bank, share = PromptBank(BANK), share_of(ArrowFile(PREPARED, "prepared"), 30, 0)
     draws = draws_of("seen", bank, ["mole", "scar"], share=share)
     rng = np.random.default_rng(0)
     for label in ("mole", "scar"):

@@ -9,14 +9,14 @@ import pytest
 import torch
 from toy import settings, write_own
 
-import vap.stages.sample as stage
-import vap.stages.train as training
-from vap.artifacts import file_sha256
-from vap.errors import VapError
-from vap.models.autoencoder import Linear
-from vap.models.linear import LinearNet
+import vap.generators.train as training
+import vap.sampling.sample as stage
+from vap.autoencoders.autoencoder import Linear
+from vap.autoencoders.linear import LinearNet
+from vap.common.artifacts import file_sha256
+from vap.common.errors import VapError
+from vap.common.places import autoencoder_path
 from vap.params import Params
-from vap.stages.common import autoencoder_path
 
 ANCESTRAL = {"sampler": "ddpm", "order": 1, "spacing": "uniform", "steps": 4}
 

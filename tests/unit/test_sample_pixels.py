@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from toy import settings, write_prepared
 
-import vap.stages.sample as stage
-import vap.stages.train as training
-from vap.artifacts import ArrowFile, file_sha256
+import vap.generators.train as training
+import vap.sampling.sample as stage
+from vap.common.artifacts import ArrowFile, file_sha256
+from vap.common.errors import VapError
 from vap.datasets.images import decode
-from vap.errors import VapError
 from vap.params import Params
-from vap.stages.sample import plan_labels
+from vap.sampling.sample import plan_labels
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch_settings: Non
 
 
 def params(method: str, **changes: Any) -> Params:
-    kind = {"cbdm": "images", "stylegan": "adversary"}[method]
+    kind = "images"
     return settings(methods=[method], learns_from={kind: [method]}, sample__n=6, sample__steps=3, **changes)
 
 
@@ -97,7 +97,6 @@ def test_a_model_of_other_settings_is_one_line() -> None:
         ("paper-released", "prompts", [60, 30, 10, 0]),
         ("paper-released", "latents", [34, 33, 33, 0]),
         ("paper-released", "images", [34, 33, 33, 0]),
-        ("paper-released", "adversary", [34, 33, 33, 0]),
     ],
 )
 def test_label_priors(how: str, kind: Any, expected: list[int]) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from vap import artifacts
-from vap.artifacts import SCHEMAS, build_arrow
+from vap.common import artifacts
+from vap.common.artifacts import SCHEMAS, build_arrow
 
 ROWS = 23
 

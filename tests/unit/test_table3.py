@@ -14,11 +14,11 @@ import pytest
 from downstream_toy import with_downstream
 from toy import PROJECT, settings
 
+from vap.common.errors import VapError
 from vap.downstream.places import label_of, scores_path, source_of
-from vap.errors import VapError
 from vap.params import Params
-from vap.stages import table3
-from vap.stages.paper3 import TABLE3, printed
+from vap.results import table3
+from vap.results.paper3 import TABLE3, printed
 
 PAPER = PROJECT.parent / "shared/paper/vap-diffusion-paper.txt"
 SOURCES = ["stylegan", "vap"]
@@ -50,9 +50,7 @@ def params(*datasets: str, **changes: Any) -> Params:
 
 def with_shares(*datasets: str) -> Params:
     """Of one method, whose generators are trained on the shares too."""
-    by_kind = {"images": [], "adversary": [], "latents": [], "prompts": ["vap"]}
-    shares = {"generator_data": ["full", "ratio"], "generator_ratios": ["1", "10"], "generators": by_kind}
-    return params(*datasets, sources=["vap"], **shares)
+    return params(*datasets, sources=["vap"], generator_ratios=["1", "10"])
 
 
 def scores(dataset: str, classifier: str, ratio: str, source: str, /, **changes: Any) -> None:

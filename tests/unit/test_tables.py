@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from toy import PROJECT, settings
 
-from vap.errors import VapError
+from vap.common.errors import VapError
+from vap.common.places import floor_path, metrics_path
 from vap.params import Params
-from vap.stages import table, table2
-from vap.stages.common import floor_path, metrics_path
-from vap.stages.paper import TABLE1, TABLE2
+from vap.results import table, table2
+from vap.results.paper import TABLE1, TABLE2
 
 PAPER = PROJECT.parent / "shared/paper/vap-diffusion-paper.txt"
 

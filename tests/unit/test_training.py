@@ -14,11 +14,11 @@ import torch
 from torch import nn
 from toy import BANK, LATENTS, SHAPE, settings, write_bank, write_own
 
-import vap.stages.train as stage
+import vap.generators.train as stage
 from vap import cli
-from vap.artifacts import file_sha256
-from vap.errors import Stopped, VapError
-from vap.methods.base import load_method
+from vap.common.artifacts import file_sha256
+from vap.common.errors import Stopped, VapError
+from vap.generators.base import load_method
 from vap.prompts.bank import PromptBank
 from vap.training import checkpoint, loop
 from vap.training.data import LatentData, batch_rows, step_generator

@@ -21,18 +21,19 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from toy import BANK, LATENTS, settings, write_bank, write_latents, write_prepared
 
-import vap.stages.train as stage
-from vap import cli, processes
-from vap.artifacts import file_sha256
-from vap.errors import Stopped, VapError
-from vap.methods.base import Batch, Condition
+import vap.generators.train as stage
+from vap import cli
+from vap.common import processes
+from vap.common.artifacts import file_sha256
+from vap.common.errors import Stopped, VapError
+from vap.common.places import set_up_torch
+from vap.generators.denoising import DiffusionLearner
 from vap.params import PARAMS_FILE
 from vap.prompts.bank import PromptBank
-from vap.stages.common import set_up_torch
 from vap.training import data as training_data
 from vap.training import image_data, loop, watch
+from vap.training.batch import Batch, Condition
 from vap.training.data import LatentData
-from vap.training.denoising import DiffusionLearner
 from vap.training.prefetch import prefetched
 
 CLASSES = ["mole", "scar"]

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-import vap.warm
+import vap.workflow.warm
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the warm process is for Linux")
 CLI = """
 import os, pathlib, signal, sys, time
-from vap.warm import hand_over
+from vap.workflow.warm import hand_over
 HERE = []
 def main_here():
     kind, *rest = sys.argv[1:]
@@ -48,9 +48,9 @@ if __name__ == "__main__":
     main()
 """
 OWNER = """
-import os, sys, vap.warm
-process = vap.warm.start()
-print(os.environ[vap.warm.VARIABLE], process.pid, flush=True)
+import os, sys, vap.workflow.warm
+process = vap.workflow.warm.start()
+print(os.environ[vap.workflow.warm.VARIABLE], process.pid, flush=True)
 sys.stdin.read()
 """
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -74,18 +74,21 @@ def _until(what: Callable[[], bool], seconds: float = 60.0) -> None:
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package named vap with the real warm.py and commands for these tests."""
     folder = tmp_path_factory.mktemp("package")
-    (folder / "vap").mkdir()
+    (folder / "vap/workflow").mkdir(parents=True)
     (folder / "vap/__init__.py").touch()
+    (folder / "vap/workflow/__init__.py").touch()
     (folder / "vap/cli.py").write_text(CLI)
-    shutil.copy(vap.warm.__file__, folder / "vap/warm.py")
+    shutil.copy(vap.workflow.warm.__file__, folder / "vap/workflow/warm.py")
     return folder
 
 
 @pytest.fixture(scope="module")
 def warm(package: Path) -> Iterator[tuple[dict[str, str], int, subprocess.Popen[str]]]:
     """The environment in which commands find a warm process, its id, and the process that owns it."""
-    environment = {name: value for name, value in os.environ.items() if name != vap.warm.VARIABLE}
-    environment |= {f"{library}_NUM_THREADS": "1" for library in vap.warm.THREADS}  # as in a job of Snakemake
+    environment = {name: value for name, value in os.environ.items() if name != vap.workflow.warm.VARIABLE}
+    environment |= {
+        f"{library}_NUM_THREADS": "1" for library in vap.workflow.warm.THREADS
+    }  # as in a job of Snakemake
     environment["PYTHONPATH"] = str(package)
     owner = subprocess.Popen(
         [sys.executable, "-c", OWNER],
@@ -97,7 +100,7 @@ def warm(package: Path) -> Iterator[tuple[dict[str, str], int, subprocess.Popen[
     assert owner.stdout is not None
     place, process = owner.stdout.readline().split()
     _until(lambda: Path(place).exists(), 120)
-    yield {**environment, vap.warm.VARIABLE: place}, int(process), owner
+    yield {**environment, vap.workflow.warm.VARIABLE: place}, int(process), owner
     owner.kill()
     owner.communicate()
 
@@ -141,7 +144,8 @@ def test_the_code_is_read_when_the_command_starts(run: Run, package: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "changes", [{"OMP_NUM_THREADS": "7"}, {"PYTHONHASHSEED": "3"}, {vap.warm.VARIABLE: "/nowhere/socket"}]
+    "changes",
+    [{"OMP_NUM_THREADS": "7"}, {"PYTHONHASHSEED": "3"}, {vap.workflow.warm.VARIABLE: "/nowhere/socket"}],
 )
 def test_other_settings_than_the_warm_process_has_start_cold(run: Run, changes: dict[str, str]) -> None:
     result = run("say", **changes)
@@ -179,7 +183,7 @@ def test_nonsense_at_the_door_harms_no_one(run: Run, warm: tuple[dict[str, str],
 
     for message in (b"", b"abc", b"\0\0\0\2{}", b"\0\0\0\5hello"):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
-            line.connect(warm[0][vap.warm.VARIABLE])
+            line.connect(warm[0][vap.workflow.warm.VARIABLE])
             line.sendall(message)
     assert run("exit", "5").returncode == 5
 
@@ -199,14 +203,14 @@ def test_it_ends_with_its_owner_and_after_its_jobs(
     command.terminate()
     assert command.wait(timeout=30) == 143
     _until(lambda: not _alive(process), 10)
-    assert not Path(environment[vap.warm.VARIABLE]).parent.exists()
+    assert not Path(environment[vap.workflow.warm.VARIABLE]).parent.exists()
 
 
 SNAKEFILE = """
-import vap.warm
+import vap.workflow.warm
 
 onstart:
-    vap.warm.start()
+    vap.workflow.warm.start()
 
 rule all:
     output: "said"

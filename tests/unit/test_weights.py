@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from vap.errors import VapError
-from vap.metrics import reconstruction
+from vap.autoencoders import reconstruction
+from vap.common.errors import VapError
+from vap.common.weights import clean_copies, read_tensors
 from vap.metrics.networks import Fidelity
-from vap.weights import clean_copies, read_tensors
 
 MARK = Path("it-ran")
 

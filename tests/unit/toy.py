@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from vap.artifacts import SCHEMAS, Kind, build_arrow
+from vap.common.artifacts import SCHEMAS, Kind, build_arrow
 from vap.datasets.images import encode
 from vap.params import Params, parse
 
@@ -23,8 +24,12 @@ PREPARED = Path("data/prepared/own.arrow")
 BANK = Path("data/prompts/own.arrow")
 
 
-def settings(**changes: Any) -> Params:
-    """params.yaml with one dataset, `own`, and tiny networks; `changes` by dotted key, __ for the dot."""
+def settings(seeds: Sequence[int] = (), **changes: Any) -> Params:
+    """params.yaml with one dataset, `own`, and tiny networks; `changes` by dotted key, __ for the dot.
+
+    Args:
+        seeds: of further runs of every method.
+    """
     data = yaml.safe_load((PROJECT / "config/smoke.yaml").read_text(encoding="utf-8"))
     data["datasets"], data["dataset"] = ["own"], {"own": data["dataset"]["phantom-isic2018"]}
     data["compute"] |= {"device": "cpu", "threads": 1}
@@ -42,6 +47,9 @@ def settings(**changes: Any) -> Params:
         for name in path:
             place = place[name]
         place[last] = value
+    data["methods"] = [run for m in data["methods"] for run in (m, *(f"{m}_seed{s}" for s in seeds))]
+    for kind, names in data["learns_from"].items():
+        data["learns_from"][kind] = [run for m in names for run in (m, *(f"{m}_seed{s}" for s in seeds))]
     data["downstream"]["sources"] = [m for m in data["downstream"]["sources"] if m in data["methods"]]
     return parse(data)
 

@@ -114,7 +114,7 @@ def lay_out(folder: Path, count: int, skip: int = 0, **caption: Any) -> Path:
     """A folder with a prepared dataset `own` of `count` images after the first `skip`, and params.yaml."""
     import pyarrow as pa
 
-    from vap.artifacts import SCHEMAS, build_arrow
+    from vap.common.artifacts import SCHEMAS, build_arrow
     from vap.datasets.images import encode
 
     data = yaml.safe_load((PROJECT / "config/smoke.yaml").read_text(encoding="utf-8"))

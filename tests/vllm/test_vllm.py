@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vap.artifacts import file_sha256
+from vap.common.artifacts import file_sha256
 
 pytestmark = [pytest.mark.vllm, pytest.mark.skipif(bool(kit.missing()), reason=kit.missing())]
 

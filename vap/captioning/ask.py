@@ -8,15 +8,15 @@ import io
 import sys
 from collections.abc import Iterator
 
-from vap.artifacts import ArrowFile
 from vap.captioning.client import ChatClient
 from vap.captioning.journal import Journal
 from vap.captioning.questions import Questions
 from vap.captioning.replies import Answer, ImageFailed
 from vap.captioning.server import Served
-from vap.errors import VapError
+from vap.common.artifacts import ArrowFile
+from vap.common.errors import VapError
+from vap.common.progress import Progress
 from vap.params import CaptionParams
-from vap.progress import Progress
 
 
 def image_steps(settings: CaptionParams) -> tuple[int, ...]:

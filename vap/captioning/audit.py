@@ -16,15 +16,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vap.artifacts import ArrowFile, atomic
 from vap.captioning.audit_page import Chosen, Example, write_page
 from vap.captioning.measured import measure
 from vap.captioning.statements import PATTERNS, UNSAID, diagnoses, refuses, stated, words
+from vap.common.artifacts import ArrowFile, atomic
+from vap.common.errors import VapError
+from vap.common.markup import markdown, write_csv
+from vap.common.places import captions_path, prepared_path
 from vap.datasets.attributes import MODALITIES
 from vap.datasets.images import decode
-from vap.errors import VapError
-from vap.markup import markdown, write_csv
-from vap.stages.common import captions_path, prepared_path
 
 COLUMNS = ["id", "t1", "t_mix", "finish_reason", "error"]
 COMPARED = 2000  # images that the measured describer looks at, evenly spaced

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vap.artifacts import ArrowFile
-from vap.markup import html_text
+from vap.common.artifacts import ArrowFile
+from vap.common.markup import html_text
 
 EXAMPLES = 24  # of each kind
 

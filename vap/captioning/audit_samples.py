@@ -13,16 +13,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vap.artifacts import ArrowFile, atomic
 from vap.captioning.audit import COMPARED, caption_rows
 from vap.captioning.audit_page import Chosen, Example, write_page
 from vap.captioning.measured import measure
 from vap.captioning.statements import PATTERNS, UNSAID, stated
+from vap.common.artifacts import ArrowFile, atomic
+from vap.common.errors import VapError
+from vap.common.markup import markdown, write_csv
+from vap.common.places import captions_path, prepared_path, samples_path
 from vap.datasets.attributes import MODALITIES
 from vap.datasets.images import decode
-from vap.errors import VapError
-from vap.markup import markdown, write_csv
-from vap.stages.common import captions_path, prepared_path, samples_path
 
 NOTHING = ""  # seen, where the describer finds no lesion
 

@@ -19,7 +19,7 @@ import aiohttp
 
 from vap.captioning.questions import Message
 from vap.captioning.replies import Answer, ImageFailed, Key, Reply, Trouble, failure, meaning, message
-from vap.errors import VapError
+from vap.common.errors import VapError
 
 # How often each kind of trouble is tried again.
 RETRIES = {"empty": 2, "request": 5, "server": 6}

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from vap.captioning.describer_chat import MAX_MODEL_LEN, MODEL_ID, ChatError, bad_request, complete
-from vap.errors import VapError
+from vap.common.errors import VapError
 
 MAX_BODY = 64 * 1024 * 1024
 _STARTED = int(time.time())

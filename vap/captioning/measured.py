@@ -16,8 +16,8 @@ from vap.captioning.measured_chest import measure_chest
 from vap.captioning.measured_colon import measure_colon
 from vap.captioning.measured_skin import measure_skin
 from vap.captioning.measured_tools import Lesion, working_image
+from vap.common.errors import VapError
 from vap.datasets.attributes import MODALITIES
-from vap.errors import VapError
 
 STEPS = (1, 2, 3)
 LEAST = 16  # shorter side of the working image that can be analysed, px

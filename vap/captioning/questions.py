@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
+from vap.common.errors import VapError
 from vap.datasets.attributes import MODALITIES
-from vap.errors import VapError
 
 FOLDER = Path(__file__).parent / "questions"
 

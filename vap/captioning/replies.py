@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 import aiohttp
 
-from vap.errors import VapError
+from vap.common.errors import VapError
 
 KEY_VARIABLE = "VAP_CAPTION_API_KEY"
 REFUSES_REQUEST = frozenset({400, 413, 422, 451})

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vap.captioning.client import Recover
 from vap.captioning.vllm import Vllm
-from vap.errors import VapError
+from vap.common.errors import VapError
 from vap.params import CaptionParams
 
 

@@ -17,7 +17,7 @@ from typing import Any, Self
 import httpx
 
 from vap.captioning.replies import KEY_VARIABLE
-from vap.errors import VapError
+from vap.common.errors import VapError
 from vap.params import VllmParams
 
 HOST = "127.0.0.1"

@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from vap.artifacts import WORK, atomic
+from vap.common.artifacts import WORK, atomic
+from vap.common.errors import VapError
+from vap.common.progress import Progress
 from vap.datasets.images import MAX_BYTES, SUFFIXES, is_left_behind
-from vap.errors import VapError
-from vap.progress import Progress
 
 UNPACKED = WORK / "unpacked"
 TABLES = frozenset({".csv", ".txt", ".xml"})

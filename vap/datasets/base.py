@@ -12,9 +12,9 @@ from typing import Literal, Protocol
 import numpy as np
 from PIL import Image
 
+from vap.common.errors import VapError
 from vap.datasets import archives, images
 from vap.datasets.images import Pixels
-from vap.errors import VapError
 from vap.params import DatasetParams, PrepareParams
 
 Split = Literal["train", "val", "test"]

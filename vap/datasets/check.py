@@ -9,6 +9,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
+from vap.common.errors import VapError, plain
+from vap.common.progress import Progress
 from vap.datasets import chestxray14, colonoscopy, isic2018, isic2019
 from vap.datasets.ahead import Ahead
 from vap.datasets.archives import Tree
@@ -17,9 +19,7 @@ from vap.datasets.colonoscopy import ColonoscopySource
 from vap.datasets.duplicates import Pair, Print, pairs, thumbnail
 from vap.datasets.images import SUFFIXES, UnreadableImage
 from vap.datasets.official import OfficialFile
-from vap.errors import VapError, plain
 from vap.params import DatasetParams, Params
-from vap.progress import Progress
 
 RAW = Path("data/raw")
 EXAMPLES = 5  # of each kind of finding

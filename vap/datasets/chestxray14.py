@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from vap.common.errors import VapError
 from vap.datasets import isic
 from vap.datasets.archives import Source, Tree, file_of
 from vap.datasets.base import FileSource, Item, LeftOut, Split, checked, require_folder
 from vap.datasets.official import OfficialFile
 from vap.datasets.split import split
 from vap.datasets.tables import plain_id, read_list, read_table
-from vap.errors import VapError
 from vap.params import ChestXray14Params
 
 CLASSES = [

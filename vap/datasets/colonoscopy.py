@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from vap.common.errors import VapError
 from vap.datasets import colonoscopy_parts as parts
 from vap.datasets.base import FileSource, Item, LeftOut, checked, require_folder
 from vap.datasets.colonoscopy_parts import Frame
 from vap.datasets.official import OfficialFile
 from vap.datasets.split import split
-from vap.errors import VapError
 from vap.params import ColonoscopyParams
 
 POLYPSSET = "https://doi.org/10.7910/DVN/FCBUOR"

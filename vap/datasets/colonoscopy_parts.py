@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
+from vap.common.errors import VapError
 from vap.datasets.archives import Source, Tree, file_of
 from vap.datasets.base import LeftOut
 from vap.datasets.tables import read_table
-from vap.errors import VapError
 
 SETS = ("train2019", "val2019", "test2019")
 MESEJO = ("adenoma", "hyperplasic", "serrated")

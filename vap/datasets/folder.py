@@ -14,19 +14,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from vap.datasets.base import (
-    SPLITS,
-    FileSource,
-    Item,
-    LeftOut,
-    Split,
-    checked,
-    require_folder,
-)
+from vap.common.errors import VapError
+from vap.datasets.base import SPLITS, FileSource, Item, LeftOut, Split, checked, require_folder
 from vap.datasets.images import SUFFIXES, is_left_behind
 from vap.datasets.split import split
 from vap.datasets.tables import read_table
-from vap.errors import VapError
 
 ALIASES: dict[str, Split] = {
     **dict.fromkeys(("train", "training", "trn"), "train"),

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from vap.artifacts import atomic
-from vap.errors import VapError
+from vap.common.artifacts import atomic
+from vap.common.errors import VapError
 
 Pixels = npt.NDArray[np.uint8]
 Storage = Literal["png", "png-fast", "raw"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from vap.common.errors import VapError
 from vap.datasets.archives import Source, Tree
 from vap.datasets.base import LeftOut
 from vap.datasets.tables import plain_id, read_table
-from vap.errors import VapError
 
 SUFFIXES = (".jpg", ".jpeg")
 LICENCE = "CC BY-NC 4.0"

@@ -13,12 +13,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from vap.common.errors import VapError
 from vap.datasets import isic
 from vap.datasets.archives import Source, Tree, file_of
 from vap.datasets.base import FileSource, Item, LeftOut, Split, checked, require_folder
 from vap.datasets.official import OfficialFile
 from vap.datasets.tables import plain_id, read_table
-from vap.errors import VapError
 
 CLASSES = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
 OFFICIAL: dict[Split, str] = {"train": "Training", "val": "Validation", "test": "Test"}

@@ -20,9 +20,9 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from vap.common.errors import VapError
 from vap.datasets import phantom_chest, phantom_colon, phantom_dermoscopy
 from vap.datasets.attributes import VOCABULARY, Modality
-from vap.errors import VapError
 
 SPLITS = ("train", "test")
 SIZES = (16, 1024)

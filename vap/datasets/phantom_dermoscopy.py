@@ -5,16 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from vap.datasets.phantom_render import (
-    Array,
-    Canvas,
-    canvas,
-    finish,
-    jittered,
-    level_of_area,
-    mix,
-    ramp,
-)
+from vap.datasets.phantom_render import Array, Canvas, canvas, finish, jittered, level_of_area, mix, ramp
 
 SKIN = {
     "pale": (238, 214, 204),

@@ -12,8 +12,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
+from vap.common.errors import VapError
 from vap.datasets.base import Item
-from vap.errors import VapError
 
 SEVERAL = 5  # images of a rare class that a subset keeps, where they take up at most ...
 FLOOR_SHARE = Fraction(1, 4)  # ... this share of it

@@ -6,8 +6,8 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 
+from vap.common.errors import VapError
 from vap.datasets.archives import Source
-from vap.errors import VapError
 
 
 def plain_id(where: str, name: str) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vap.errors import VapError, in_brief
+from vap.common.errors import VapError, in_brief
+from vap.common.weights import read_tensors, require_timm
 from vap.params import ClassifierParams
-from vap.weights import read_tensors, require_timm
 
 
 class Classifier(nn.Module):

@@ -1,4 +1,4 @@
-"""What a classifier is trained on: real images (vap.downstream.subset), synthetic ones, their batches."""
+"""What a classifier is trained on: real images (vap.datasets.share), synthetic ones, their batches."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vap.artifacts import ArrowFile
+from vap.common.artifacts import ArrowFile
+from vap.common.errors import VapError
 from vap.datasets.images import Pixels, decode, fit
-from vap.errors import VapError
 from vap.training.seeds import shuffled
 
 HOLD = 2**30  # bytes of decoded images that a pool keeps; the others are decoded each time

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vap.common.progress import Progress
 from vap.downstream.data import ImagePool, batch_numbers
 from vap.params import AugmentParams, ClassifierParams, DownstreamParams
-from vap.progress import Progress
 from vap.training.batch import Movable
 from vap.training.loop import train
 from vap.training.plain import PlainLearner, warmup_cosine

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vap.errors import VapError
+from vap.common.errors import VapError
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -15,9 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from vap.errors import VapError
+from vap.common.errors import VapError
+from vap.common.progress import Progress
 from vap.metrics.networks import EfficientNetLite0, Fidelity, Timm
-from vap.progress import Progress
 
 # evaluate.features: the distributions whose version can change them, timm:NAME aside
 LIBRARIES = {

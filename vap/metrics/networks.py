@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vap.errors import VapError, in_brief
-from vap.weights import clean_copies, read_tensors, require_timm
+from vap.common.errors import VapError, in_brief
+from vap.common.weights import clean_copies, read_tensors, require_timm
 
 Extractor = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 SIDE = 224  # pixels, of EfficientNet-Lite0's input

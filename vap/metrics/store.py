@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vap.artifacts import WORK, ArrowFile, atomic, canonical, file_sha256
-from vap.closure import code_hash
+from vap.common.artifacts import WORK, ArrowFile, atomic, canonical, file_sha256
+from vap.common.code import code_hash
+from vap.common.errors import VapError
+from vap.common.progress import Progress
 from vap.datasets.images import Pixels, decode
-from vap.errors import VapError
 from vap.metrics.features import features_of, libraries_of, load_extractor, weights_file
-from vap.progress import Progress
 
 FOLDER = WORK / "features"
 DIGEST = "sha256"  # key of the file's metadata: of its tensors

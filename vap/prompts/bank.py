@@ -15,8 +15,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from vap.artifacts import ArrowFile
-from vap.errors import VapError
+from vap.common.artifacts import ArrowFile
+from vap.common.errors import VapError
 from vap.prompts.buffers import Buffers
 from vap.prompts.states import TORCH, Dtype, unpack
 

@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vap.errors import VapError
+from vap.common.errors import VapError
+from vap.common.places import bank_path
 from vap.prompts.bank import NULL_ROW, PromptBank, TokenSource
 from vap.prompts.encoders import TextEncoder, load_encoder
 from vap.prompts.places import locate
 from vap.prompts.shuffled import ShuffledDraws
 from vap.prompts.states import store, unpack
-from vap.stages.common import bank_path
 
 CONDITIONS = "seen, unseen, unseen-DATASET, other, shuffled or texts-NAME"
 SPLIT = {"seen": "train", "unseen": "test"}  # condition to the split whose descriptions are drawn

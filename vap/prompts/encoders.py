@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from vap.errors import VapError
+from vap.common.errors import VapError
 from vap.prompts.places import KEY, Place, locate
 
 

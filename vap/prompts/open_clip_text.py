@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vap.errors import VapError, in_brief
+from vap.common.errors import VapError, in_brief
 from vap.prompts.encoders import Encoded, whole_lengths
 from vap.prompts.places import KEY, Place, text_config
 

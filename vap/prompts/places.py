@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vap.artifacts import file_sha256
-from vap.errors import VapError
+from vap.common.artifacts import file_sha256
+from vap.common.errors import VapError
 
 HUB = "hf-hub:"  # open_clip's prefix of a model on the hub
 OPEN_CLIP_CONFIG = "open_clip_config.json"

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vap.errors import VapError, plain
+from vap.common.errors import VapError, plain
+from vap.common.places import bank_path
 from vap.params import ComputeParams
 from vap.prompts.bank import NULL_ROW, PromptBank
-from vap.stages.common import bank_path
 
 BAR = 40  # characters of the histogram's longest bar
 BIN = 16  # tokens
@@ -216,8 +216,8 @@ def search(
     console: Console | None = None,
 ) -> list[Hit]:
     """Print the descriptions nearest to a query by the cosine of the encoder's pooled vectors."""
+    from vap.common.places import set_up_torch
     from vap.prompts.draws import encoder_of
-    from vap.stages.common import set_up_torch
 
     bank = PromptBank(bank_path(dataset))
     encoder = encoder_of(bank, set_up_torch(compute))

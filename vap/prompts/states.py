@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vap.errors import VapError
+from vap.common.errors import VapError
 
 Dtype = Literal["fp16", "bf16", "int8"]
 TORCH: dict[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8}

@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vap.artifacts import atomic, file_sha256, write_safetensors
-from vap.errors import VapError, in_brief
+from vap.common.artifacts import atomic, file_sha256, write_safetensors
+from vap.common.errors import VapError, in_brief
 
 KEEP = 2  # newest checkpoints
 

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vap.artifacts import ArrowFile
-from vap.errors import VapError
-from vap.methods.base import Batch, Condition, described
+from vap.common.artifacts import ArrowFile
+from vap.common.errors import VapError
 from vap.prompts.bank import NULL_ROW, PromptBank, TokenSource
+from vap.training.batch import Batch, Condition, described
 from vap.training.seeds import shuffled, step_generator
 
 

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vap.artifacts import ArrowFile
+from vap.common.artifacts import ArrowFile
+from vap.common.errors import VapError
 from vap.datasets.images import decode
-from vap.errors import VapError
 from vap.training.data import HOLD_ROWS, TrainingData
 
 KEEP_BYTES = 256e6  # of small images that are kept once they were decoded

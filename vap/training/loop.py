@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from vap.errors import Stopped, VapError
-from vap.progress import Progress
+from vap.common.errors import Stopped, VapError
+from vap.common.progress import Progress
 from vap.training import checkpoint
 from vap.training.batch import Movable
 from vap.training.prefetch import prefetched
@@ -131,7 +131,7 @@ def train(
         Stopped: SIGTERM came; the next run goes on from here.
     """
     accelerator = make_accelerator(device, precision)
-    share, rank = share_of(batch_size, accelerator.num_processes, section), accelerator.process_index
+    share, rank = batch_share(batch_size, accelerator.num_processes, section), accelerator.process_index
     part = slice(rank * share, (rank + 1) * share)
     torch.manual_seed(seed)
     learner = learner_of(accelerator)
@@ -197,7 +197,7 @@ def _step(learner: Learner[B], batch: B, step: int, label: str) -> dict[str, Ten
         ) from None
 
 
-def share_of(batch_size: int, processes: int, section: str) -> int:
+def batch_share(batch_size: int, processes: int, section: str) -> int:
     """Images of a batch for each process.
 
     Raises:

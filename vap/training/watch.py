@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vap.errors import VapError
+from vap.common.errors import VapError
 
 if TYPE_CHECKING:
     from vap.training.loop import Learner

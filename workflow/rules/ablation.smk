@@ -2,12 +2,10 @@
 rule sample_ablation:
     """Images of Table 2 alone."""
     input:
-        lambda w: MARKS / unseen("sample")(w),
-        unseen_code("sample"),
+        mark_of(unseen("sample")),
         banks,
         decoder,
-        "results/models/{dataset}/{method}/config.json",
-        "results/models/{dataset}/{method}/model.safetensors",
+        model,
     output:
         "results/ablation/{dataset}/{method}-{condition}.arrow",
         "results/ablation/{dataset}/{method}-{condition}.png",
@@ -21,7 +19,6 @@ rule sample_ablation:
     resources:
         mem_mb=4000,
     params:
-        settings=unseen_settings,
         stage=unseen("sample"),
     message:
         "Sampling {wildcards.method} on {wildcards.dataset}: {wildcards.condition}"
@@ -32,8 +29,7 @@ rule sample_ablation:
 rule evaluate_ablation:
     """The metrics of Table 2 alone."""
     input:
-        lambda w: MARKS / unseen("evaluate")(w),
-        unseen_code("evaluate"),
+        mark_of(unseen("evaluate")),
         "data/prepared/{dataset}.arrow",
         "results/ablation/{dataset}/{method}-{condition}.arrow",
     output:
@@ -48,7 +44,6 @@ rule evaluate_ablation:
     resources:
         mem_mb=4000,
     params:
-        settings=params_of("seed", "evaluate"),
         stage=unseen("evaluate"),
     message:
         "Measuring {wildcards.method} on {wildcards.dataset}: {wildcards.condition}"
@@ -60,11 +55,10 @@ rule table2:
     """The paper's Table 2."""
     input:
         MARKS / "table2",
-        code("table2"),
         expand(
             "results/metrics/{dataset}/{method}-seen.json",
             dataset=config["datasets"],
-            method=runs("", "seed"),
+            method=config["methods"],
         ),
         expand("results/metrics/{dataset}/real.json", dataset=config["datasets"]),
         expand(
@@ -89,8 +83,6 @@ rule table2:
         "../../environment.yml"
     resources:
         mem_mb=500,
-    params:
-        settings=params_of("datasets", "ablation"),
     message:
         "Writing Table 2"
     shell:

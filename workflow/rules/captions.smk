@@ -5,7 +5,6 @@ rule caption:
     """The three questions of VAPS about every image."""
     input:
         MARKS / "caption@{dataset}",
-        code("caption"),
         "data/prepared/{dataset}.arrow",
     output:
         "data/captions/{dataset}.parquet",
@@ -16,25 +15,6 @@ rule caption:
     resources:
         mem_mb=2000,
         vllm=int(config["caption"]["server"] == "vllm"),  # one server at a time: it takes the GPU
-    params:
-        settings=params_of(
-            "seed",
-            "dataset.{dataset}.modality",
-            "caption.server",
-            "caption.model",
-            "caption.questions",
-            "caption.steps",
-            "caption.step2",
-            "caption.leave_out",
-            "caption.max_image_side",
-            "caption.max_tokens",
-            "caption.temperature",
-            "caption.vllm.model",
-            "caption.vllm.revision",
-            "caption.vllm.dtype",
-            "caption.vllm.max_model_len",
-            "caption.vllm.args",
-        ),
     message:
         "Describing the images of {wildcards.dataset}"
     shell:
@@ -45,7 +25,6 @@ rule encode:
     """Descriptions to the class-specific prompt bank (CSPB)."""
     input:
         MARKS / "encode@{dataset}",
-        code("encode"),
         "data/captions/{dataset}.parquet",
         "data/prepared/{dataset}.arrow",
     output:
@@ -56,8 +35,6 @@ rule encode:
         "../../environment.yml"
     resources:
         mem_mb=4000,
-    params:
-        settings=params_of("encode"),
     message:
         "Encoding the descriptions of {wildcards.dataset}"
     shell:

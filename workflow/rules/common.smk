@@ -1,10 +1,10 @@
-# What the rules share: params.yaml checked, DVC's stale marks, and how a stage is run.
+# What the rules share: params.yaml checked, DVC's stale marks, and which stage of dvc.yaml a job runs.
 from snakemake.exceptions import WorkflowError
 
-from vap import pipeline
-from vap.errors import VapError
-from vap.pipeline import MARKS, code
+from vap.common.errors import VapError
 from vap.runs import runs_of
+from vap.workflow import snakemake as pipeline
+from vap.workflow.snakemake import MARKS
 
 try:
     PARAMS = pipeline.set_up(config, main_process=workflow.is_main_process)
@@ -12,85 +12,52 @@ except VapError as error:
     raise WorkflowError(str(error)) from None
 
 
-RUNS = runs_of(PARAMS)  # by name: the methods' own, and those that seeds and downstream.generator_data imply
-
-
-def params_of(*keys):
-    """A rule's params: the keys of params.yaml that the stage depends on, with their values."""
-    return lambda w: pipeline.settings(config, *(key.format(**w) for key in keys))
-
-
-def entry_of(verb, run):
-    """The entry of dvc.yaml for a run: what its method learns from decides the inputs."""
-    parts = [verb]
-    if verb != "evaluate":
-        without = run.method in config["ablation"]["without"]
-        parts.append("ablation" if without else PARAMS.kind(run.method))
-    return "-".join([*parts, *filter(None, [run.variant])])
+RUNS = runs_of(PARAMS)  # by name: METHOD, METHOD_seedN and METHOD_dataR
+ABLATION = config["ablation"]
+CONDITIONS = [*ABLATION["conditions"], *ABLATION["across"]]  # of Table 2, beside seen
+DOWNSTREAM = config["downstream"]
 
 
 def stage_of(verb):
-    """DVC's name of a run's stage."""
-    return lambda w: f"{entry_of(verb, RUNS[w.method])}@{w.dataset}-{RUNS[w.method].item}"
+    """DVC's name of a run's stage: what its method learns from decides the entry of dvc.yaml."""
+
+    def name(w):
+        without = w.method in ABLATION["without"]
+        return f"{verb}-{'ablation' if without else PARAMS.kind(w.method)}@{w.dataset}-{w.method}"
+
+    return name
 
 
-def stage_mark(verb):
-    return lambda w: MARKS / stage_of(verb)(w)
-
-
-def stage_code(verb):
-    return lambda w: code(entry_of(verb, RUNS[w.method]), method=RUNS[w.method].method)
-
-
-def run_settings(*keys):
-    """As params_of, {method} being the run's method; `seed` is a setting of none that has one in its name."""
-
-    def settings(wildcards):
-        run = RUNS[wildcards.method]
-        own = [] if run.variant == "seed" else ["seed"]
-        return pipeline.settings(config, *own, *(key.format(method=run.method) for key in keys))
-
-    return settings
-
-
-def runs(*variants):
-    """The runs of `methods` of these variants: "" is the methods' own."""
-    return [run.name for run in RUNS.values() if run.method in config["methods"] and run.variant in variants]
-
-
-def kind_of(wildcards):
-    """What a run's method learns from."""
-    return PARAMS.kind(RUNS[wildcards.method].method)
+def mark_of(stage):
+    """The mark of a stage whose name is a function of the wildcards."""
+    return lambda w: MARKS / stage(w)
 
 
 def examples(wildcards):
-    """What a run learns from: images or latents, and the prompt bank where descriptions condition it."""
-    kind = kind_of(wildcards)
-    data = "prepared" if kind in ("images", "adversary") else "latents"
-    return [f"data/{data}/{{dataset}}.arrow", *share(wildcards), *prompts(wildcards)]
-
-
-def share(wildcards):
-    """The prepared images, of which a share is drawn, for the runs on one."""
-    return ["data/prepared/{dataset}.arrow"] if RUNS[wildcards.method].variant == "ratio" else []
+    """What a method learns from: images or latents, and the prompt bank where descriptions condition it."""
+    kind = PARAMS.kind(wildcards.method)
+    return [f"data/{'prepared' if kind == 'images' else 'latents'}/{{dataset}}.arrow", *prompts(wildcards)]
 
 
 def prompts(wildcards):
     """The prompt bank, for the methods that are conditioned on descriptions."""
-    return ["data/prompts/{dataset}.arrow"] if kind_of(wildcards) == "prompts" else []
-
-
-def descriptions(wildcards):
-    """What descriptions are drawn from: the prompt bank, and the images of a run on a share of them."""
-    return [*prompts(wildcards), *share(wildcards)] if prompts(wildcards) else []
+    return ["data/prompts/{dataset}.arrow"] if PARAMS.kind(wildcards.method) == "prompts" else []
 
 
 def decoder(wildcards):
     """The autoencoder, for the methods that draw latents."""
-    if kind_of(wildcards) in ("images", "adversary"):
+    if PARAMS.kind(wildcards.method) == "images":
         return []
     files = ("config.json", "diffusion_pytorch_model.safetensors")
     return [f"data/autoencoders/{{dataset}}/{file}" for file in files]
+
+
+def model(wildcards):
+    """A trained method."""
+    return [
+        f"results/models/{{dataset}}/{{method}}/{file}"
+        for file in ("config.json", "model.safetensors", "train.csv")
+    ]
 
 
 onstart:
@@ -98,28 +65,16 @@ onstart:
 
 
 # ── Table 2 ──
-ABLATION = config["ablation"]
-CONDITIONS = [*ABLATION["conditions"], *ABLATION["across"]]  # beside seen
-
-
-def unseen_entry(verb, condition):
-    """The entry of dvc.yaml: of a method that lacks a part, or of what a method draws under a condition."""
-    kind = "ablation" if condition == "seen" else "across" if condition in ABLATION["across"] else "unseen"
-    return f"{verb}-{kind}"
-
-
 def unseen(verb):
-    """DVC's name of an ablation's stage."""
+    """DVC's name of a stage of Table 2: of a method that lacks a part, or of other descriptions."""
 
     def name(w):
-        item = "" if w.condition == "seen" else f"-{w.condition}"
-        return f"{unseen_entry(verb, w.condition)}@{w.dataset}-{w.method}{item}"
+        if w.condition == "seen":
+            return f"{verb}-ablation@{w.dataset}-{w.method}"
+        kind = "across" if w.condition in ABLATION["across"] else "unseen"
+        return f"{verb}-{kind}@{w.dataset}-{w.method}-{w.condition}"
 
     return name
-
-
-def unseen_code(verb):
-    return lambda w: code(unseen_entry(verb, w.condition), method=w.method)
 
 
 def banks(wildcards):
@@ -133,21 +88,11 @@ def banks(wildcards):
     return [f"data/prompts/{name}.arrow" for name in config["datasets"]]
 
 
-def unseen_settings(wildcards):
-    keys = ["seed", "sample", f"method.{wildcards.method}.sample"]
-    if wildcards.condition in ABLATION["across"]:
-        keys.append("ablation.other")
-    return pipeline.settings(config, *keys)
-
-
 # ── Table 3 ──
 try:
     PARAMS.check_sources()
 except VapError as error:
     raise WorkflowError(str(error)) from None
-
-
-DOWNSTREAM = config["downstream"]
 
 
 def classify_stage(wildcards):
@@ -156,7 +101,7 @@ def classify_stage(wildcards):
     if wildcards.source == "none":
         return f"classify@{item}"
     run = RUNS.get(wildcards.source)
-    if run is None or run.variant != "ratio":
+    if run is None or run.percent is None:
         return f"classify-plus@{item}-{wildcards.source}"
     if wildcards.ratio != str(run.percent):
         target = f"{wildcards.classifier}-{wildcards.ratio}-{run.name}"
@@ -167,38 +112,21 @@ def classify_stage(wildcards):
     return f"classify-ratio@{item}-{run.method}"
 
 
+def shares():
+    """The runs on a share of the images."""
+    return [run.name for run in RUNS.values() if run.percent is not None]
+
+
 def scored_sources():
     """RATIO-SOURCE of the scores of Table 3."""
-    own = [
-        f"{ratio}-{source}" for ratio in DOWNSTREAM["ratios"] for source in ["none", *DOWNSTREAM["sources"]]
-    ]
-    return own + [f"{run.percent}-{run.name}" for run in RUNS.values() if run.variant == "ratio"]
+    sources = ["none", *DOWNSTREAM["sources"]]
+    own = [f"{ratio}-{source}" for ratio in DOWNSTREAM["ratios"] for source in sources]
+    return own + [f"{RUNS[name].percent}-{name}" for name in shares()]
 
 
 def synthetic_images(wildcards):
     """The samples that a classifier sees beside real images."""
     return [] if wildcards.source == "none" else ["results/samples/{dataset}/{source}-seen.arrow"]
-
-
-def classify_settings(wildcards):
-    """The keys of params.yaml that a classifier's stage depends on, with their values."""
-    keys = [
-        "seed",
-        f"downstream.classifier.{wildcards.classifier}",
-        "downstream.test",
-        "downstream.weight_decay",
-        "downstream.warmup",
-        "downstream.label_smoothing",
-        "downstream.precision",
-        "downstream.augment",
-    ]
-    if wildcards.source != "none":
-        keys += [
-            "downstream.synthetic",
-            "downstream.synthetic_balance",
-            "downstream.real_share",
-        ]
-    return pipeline.settings(config, *keys)
 
 
 wildcard_constraints:

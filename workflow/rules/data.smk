@@ -5,7 +5,6 @@ rule prepare:
     """Raw images to one Arrow file at the working resolution, split."""
     input:
         MARKS / "prepare@{dataset}",
-        code("prepare"),
         raw="data/raw/{dataset}",
     output:
         "data/prepared/{dataset}.arrow",
@@ -15,8 +14,6 @@ rule prepare:
         "../../environment.yml"
     resources:
         mem_mb=2000,
-    params:
-        settings=params_of("seed", "prepare", "dataset.{dataset}"),
     message:
         "Preparing {wildcards.dataset}"
     shell:
@@ -27,7 +24,6 @@ rule latents:
     """The autoencoder f_E, f_D and the moments of every image."""
     input:
         MARKS / "latents@{dataset}",
-        code("latents"),
         "data/prepared/{dataset}.arrow",
     output:
         "data/autoencoders/{dataset}/config.json",
@@ -40,8 +36,6 @@ rule latents:
         "../../environment.yml"
     resources:
         mem_mb=4000,
-    params:
-        settings=params_of("seed", "latents", "prepare.image_size"),
     message:
         "Encoding the images of {wildcards.dataset}"
     shell:

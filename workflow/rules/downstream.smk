@@ -2,8 +2,7 @@
 rule classify:
     """A classifier trained on a share of the real images, alone or with a method's samples."""
     input:
-        lambda w: MARKS / classify_stage(w),
-        code("classify"),
+        mark_of(classify_stage),
         synthetic_images,
         "data/prepared/{dataset}.arrow",
     output:
@@ -13,13 +12,12 @@ rule classify:
     wildcard_constraints:
         classifier="|".join(DOWNSTREAM["classifiers"]),
         ratio="|".join(DOWNSTREAM["ratios"]),
-        source="|".join(["none", *DOWNSTREAM["sources"], *runs("ratio")]),
+        source="|".join(["none", *DOWNSTREAM["sources"], *shares()]),
     conda:
         "../../environment.yml"
     resources:
         mem_mb=4000,
     params:
-        settings=classify_settings,
         stage=classify_stage,
     message:
         "Training {wildcards.classifier} on {wildcards.ratio} % of {wildcards.dataset}, synthetic: {wildcards.source}"
@@ -31,7 +29,6 @@ rule table3:
     """The paper's Table 3."""
     input:
         MARKS / "table3",
-        code("table3"),
         expand(
             "results/downstream/{dataset}/{classifier}-{ratio_source}.json",
             dataset=config["datasets"],
@@ -47,14 +44,6 @@ rule table3:
         "../../environment.yml"
     resources:
         mem_mb=500,
-    params:
-        settings=params_of(
-            "datasets",
-            "downstream.classifiers",
-            "downstream.ratios",
-            "downstream.sources",
-            "downstream.generator_data",
-        ),
     message:
         "Writing Table 3"
     shell:

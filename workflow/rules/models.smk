@@ -5,8 +5,7 @@
 rule train:
     """One method on one dataset."""
     input:
-        stage_mark("train"),
-        stage_code("train"),
+        mark_of(stage_of("train")),
         examples,
     output:
         "results/models/{dataset}/{method}/config.json",
@@ -19,7 +18,6 @@ rule train:
     resources:
         mem_mb=4000,
     params:
-        settings=run_settings("train", "method.{method}.model", "method.{method}.train"),
         stage=stage_of("train"),
     message:
         "Training {wildcards.method} on {wildcards.dataset}"
@@ -30,12 +28,10 @@ rule train:
 rule sample:
     """Images from a trained method."""
     input:
-        stage_mark("sample"),
-        stage_code("sample"),
-        descriptions,
+        mark_of(stage_of("sample")),
+        prompts,
         decoder,
-        "results/models/{dataset}/{method}/config.json",
-        "results/models/{dataset}/{method}/model.safetensors",
+        model,
     output:
         "results/samples/{dataset}/{method}-seen.arrow",
         "results/samples/{dataset}/{method}-seen.png",
@@ -46,7 +42,6 @@ rule sample:
     resources:
         mem_mb=4000,
     params:
-        settings=run_settings("sample", "method.{method}.sample"),
         stage=stage_of("sample"),
     message:
         "Sampling {wildcards.method} on {wildcards.dataset}"

@@ -5,7 +5,6 @@ rule floor:
     """The metrics of real images against other real images."""
     input:
         MARKS / "floor@{dataset}",
-        code("floor"),
         "data/prepared/{dataset}.arrow",
     output:
         "results/metrics/{dataset}/real.json",
@@ -15,8 +14,6 @@ rule floor:
         "../../environment.yml"
     resources:
         mem_mb=4000,
-    params:
-        settings=params_of("seed", "evaluate"),
     message:
         "Measuring {wildcards.dataset} against itself"
     shell:
@@ -26,8 +23,7 @@ rule floor:
 rule evaluate:
     """The metrics of the samples against real images."""
     input:
-        stage_mark("evaluate"),
-        code("evaluate"),
+        MARKS / "evaluate@{dataset}-{method}",
         "data/prepared/{dataset}.arrow",
         "results/samples/{dataset}/{method}-seen.arrow",
     output:
@@ -38,24 +34,20 @@ rule evaluate:
         "../../environment.yml"
     resources:
         mem_mb=4000,
-    params:
-        settings=params_of("seed", "evaluate"),
-        stage=stage_of("evaluate"),
     message:
         "Measuring {wildcards.method} on {wildcards.dataset}"
     shell:
-        "vap stage {params.stage} 2>&1 | tee {log}"
+        "vap stage evaluate@{wildcards.dataset}-{wildcards.method} 2>&1 | tee {log}"
 
 
 rule table:
     """The paper's Table 1."""
     input:
         MARKS / "table",
-        code("table"),
         expand(
             "results/metrics/{dataset}/{method}-seen.json",
             dataset=config["datasets"],
-            method=runs("", "seed"),
+            method=config["methods"],
         ),
         expand("results/metrics/{dataset}/real.json", dataset=config["datasets"]),
     output:
@@ -67,8 +59,6 @@ rule table:
         "../../environment.yml"
     resources:
         mem_mb=500,
-    params:
-        settings=params_of("datasets", "methods", "seeds"),
     message:
         "Writing Table 1"
     shell:
@@ -79,11 +69,13 @@ rule figure:
     """A page of real images and of each method's samples."""
     input:
         MARKS / "figure@{dataset}",
-        code("figure"),
         "data/prepared/{dataset}.arrow",
         expand(
             "results/samples/{{dataset}}/{method}-seen.{suffix}",
-            method=runs("", "seed", "ratio"),  # all that stands in that folder; it shows the methods' own
+            method=[
+                *config["methods"],
+                *shares(),
+            ],  # all that stands in that folder; it shows the methods' own
             suffix=["arrow", "png"],
         ),
     output:
@@ -94,8 +86,6 @@ rule figure:
         "../../environment.yml"
     resources:
         mem_mb=1000,
-    params:
-        settings=params_of("figure", "methods", "prepare.image_size"),
     message:
         "Drawing {wildcards.dataset}"
     shell:

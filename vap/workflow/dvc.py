@@ -1,0 +1,169 @@
+"""Runs DVC, which remembers what made every file, and mends what a killed DVC leaves.
+
+DVC writes its record, dvc.lock, and its list of who uses which file, .dvc/tmp/rwlock, in place: killed
+between the first and the last byte it leaves a file that every later command refuses. A whole dvc.lock is
+therefore kept aside after each stage and put back when DVC stops over a damaged one. What a lost entry had
+made is still in DVC's cache, so that its stage is restored, not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from vap.common.artifacts import atomic
+from vap.common.errors import VapError
+
+LOCK = Path("dvc.lock")
+KEPT = Path(".dvc/tmp/dvc.lock.whole")
+DAMAGED = Path("dvc.lock.damaged")
+TABLE = Path(".dvc/tmp/rwlock")
+CONFLICT = "<<<<<<< "
+LOOKS, BETWEEN = 4, 1.0  # seconds; DVC needs less to write a file
+
+
+def run_stage(name: str) -> int:
+    """`dvc repro --single-item NAME` in this process, waiting for DVC's lock.
+
+    Returns:
+        DVC's exit status.
+
+    Raises:
+        VapError: dvc.lock is not readable and no cut copy of a whole one.
+    """
+    return run("repro", "--single-item", name)
+
+
+def run(*arguments: str) -> int:
+    """DVC's command line in this process, waiting for its lock.
+
+    Raises:
+        VapError: as `mend`.
+    """
+    from dvc.cli import main
+
+    mend()
+    status = int(main(["--wait-for-lock", *arguments]))
+    if not status:
+        keep()
+    return status
+
+
+def stale_stages() -> set[str]:
+    """Names of the stages whose outputs do not follow from what they read; brings the plan up to date first.
+
+    Raises:
+        VapError: DVC cannot read the project.
+    """
+    mend()
+    result = subprocess.run([sys.executable, "-m", __name__], capture_output=True, text=True)
+    if result.returncode:
+        # the first paragraph: who holds the file, where another run is going on
+        found = result.stderr.rpartition("ERROR: ")[2].partition("\n\n")[0] or "?"
+        if "is busy" in found:
+            raise VapError("dvc status", found, "no other run", "wait for that one, or end it")
+        raise VapError("dvc status", found, "a readable record", "see `dvc status`")
+    status = json.loads(result.stdout.strip().splitlines()[-1]) if result.stdout.strip() else {}
+    return {name.removeprefix("dvc.yaml:") for name in status} - {"plan"}
+
+
+# ── what a kill leaves ────────────────────────────────────────────────────────────────────────────
+
+
+def mend() -> None:
+    """Put back what a killed DVC has left half written. It says what it did on standard error.
+
+    Raises:
+        VapError: dvc.lock has the marks of a merge, which only the user can resolve.
+    """
+    if _damaged(TABLE, _is_json):
+        TABLE.unlink()
+    if _damaged(LOCK, is_whole):
+        text = LOCK.read_text(encoding="utf-8", errors="replace")
+        if CONFLICT in text:
+            raise VapError(
+                LOCK,
+                "the marks of a merge that is not resolved",
+                "DVC's record",
+                "take one side with `git checkout --ours dvc.lock` or `--theirs`; what the other side "
+                "made is restored from the cache or made again",
+            )
+        shutil.copyfile(LOCK, DAMAGED)
+        source = "the last whole copy"
+        before = KEPT.read_text(encoding="utf-8") if KEPT.is_file() else _committed()
+        if not KEPT.is_file():
+            source = "the last commit" if before else "nothing: there is no whole copy"
+        if before and is_whole(before):
+            with atomic(LOCK) as part:
+                part.write_text(before, encoding="utf-8")
+        else:
+            LOCK.unlink()
+        print(
+            f"{LOCK}: was cut off or damaged, as by a killed run; put back from {source}. The damaged "
+            f"file is kept as {DAMAGED}.",
+            file=sys.stderr,
+        )
+
+
+def _damaged(file: Path, whole: Callable[[str], bool]) -> bool:
+    """Whether a file stays half written: one that another run writes now is whole a moment later."""
+    for _ in range(LOOKS):
+        if not file.is_file() or whole(file.read_text(encoding="utf-8", errors="replace")):
+            return False
+        time.sleep(BETWEEN)
+    return True
+
+
+def keep() -> None:
+    """Keep dvc.lock aside where it is whole; another run may be writing it now."""
+    try:
+        text = LOCK.read_text(encoding="utf-8")
+    except OSError:
+        return
+    if is_whole(text) and not (KEPT.is_file() and KEPT.read_text(encoding="utf-8") == text):
+        with atomic(KEPT) as part:
+            part.write_text(text, encoding="utf-8")
+
+
+def is_whole(text: str) -> bool:
+    """Whether dvc.lock can be read and each of its stages has a command and hashes."""
+    try:
+        data = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        entries = data["stages"].values()
+        return text.endswith("\n") and all(
+            "cmd" in entry and all("md5" in out for out in entry.get("outs", [])) for entry in entries
+        )
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError):
+        return False
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _committed() -> str:
+    done = subprocess.run(["git", "show", f"HEAD:./{LOCK}"], capture_output=True, text=True)
+    return done.stdout if not done.returncode else ""
+
+
+def main() -> int:
+    """Bring the plan up to date, then print as JSON which stages are stale; DVC's exit status."""
+    from dvc.cli import main
+
+    wait = "--wait-for-lock"
+    return int(main([wait, "repro", "--single-item", "plan"]) or main([wait, "status", "--json"]))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

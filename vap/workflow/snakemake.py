@@ -1,0 +1,180 @@
+"""What Snakemake must know when it starts: that the settings are in order, and which stages DVC calls stale.
+
+dvc.lock is the only record of what made the files on disk. Snakemake schedules; each of its jobs runs
+its stage through DVC (vap.workflow.dvc), so that the record is right whichever tool was called.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import operator
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from vap.common.errors import VapError
+from vap.common.yaml_files import read_yaml
+from vap.params import ABSENT, PARAMS_FILE, Params, parse
+from vap.workflow import warm
+from vap.workflow.check import PARTS, absent_files
+from vap.workflow.dvc import keep, stale_stages
+
+MARKS = Path(".snakemake/stale")
+CHECKED = Path(".snakemake/checked")  # the hash of what check_settings has found in order, a line a part
+DVC_FILE = Path("dvc.yaml")
+
+
+def find_programs() -> None:
+    """Put this Python's programs (dvc, vap) on PATH, and say what is missing.
+
+    Raises:
+        VapError: git or dvc is absent, or the project is no git checkout with DVC.
+    """
+    here = str(Path(sys.executable).parent)
+    if here not in os.environ.get("PATH", "").split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join([here, os.environ.get("PATH", "")])
+    for program, fix in (
+        ("git", "install git"),
+        ("dvc", "run `make setup`, then activate .venv"),
+        ("vap", "run `make setup`, then activate .venv"),
+    ):
+        if shutil.which(program) is None:
+            raise VapError(program, "no such program on PATH", f"{program}", fix)
+    if not Path(".dvc").is_dir():
+        raise VapError(".dvc", "no such folder", "the project's DVC settings", "clone the project with git")
+    if subprocess.run(["git", "rev-parse", "--git-dir"], capture_output=True).returncode:
+        raise VapError(".git", "no git repository", "a clone", "clone the project, or run `git init`")
+
+
+def mark(stages: Iterable[str], stale: set[str]) -> None:
+    """Touch one file a stage: new when stale, as old as can be when fresh, so that Snakemake sees it."""
+    MARKS.mkdir(parents=True, exist_ok=True)
+    for name in stages:
+        file = MARKS / name
+        file.write_text(str(time.time_ns()) if name in stale else "fresh")
+        if name not in stale:
+            os.utime(file, (0, 0))
+
+
+@functools.cache
+def dvc_stages() -> Mapping[str, Any]:
+    """The stages of dvc.yaml as they are written, before their matrices are filled in.
+
+    Raises:
+        VapError: the file is absent, not readable, no YAML, or without stages that have a command.
+    """
+    data = read_yaml(DVC_FILE, "the pipeline's stages", "run from the project's folder")
+    stages = data.get("stages") if isinstance(data, dict) else None
+    fix = "take the project's own, `git checkout dvc.yaml`"
+    if not isinstance(stages, dict):
+        found = "no such key" if stages is None else repr(stages)
+        raise VapError(f"{DVC_FILE}: stages", found, "the stages by name", fix)
+    for name, entry in stages.items():
+        where = f"{DVC_FILE}: stages.{name}"
+        if not isinstance(entry, dict) or not isinstance(entry.get("cmd"), str):
+            raise VapError(where, "no command", "a stage with cmd", fix)
+        if not isinstance(entry.get("deps", []), list):
+            raise VapError(f"{where}.deps", repr(entry["deps"]), "a list of files", fix)
+        matrix = entry.get("matrix", {})
+        if not isinstance(matrix, dict) or not all(isinstance(v, str | list) for v in matrix.values()):
+            raise VapError(f"{where}.matrix", repr(matrix), "lists, or ${KEY} of one in params.yaml", fix)
+    return stages
+
+
+def _listed(config: Mapping[str, Any], key: str) -> Any:
+    try:
+        return functools.reduce(operator.getitem, key.split("."), config)
+    except (KeyError, TypeError):
+        raise VapError(DVC_FILE, f"the name {key}", "a key of params.yaml", "correct one of them") from None
+
+
+def stage_items(config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
+    """All stages of dvc.yaml but the plan, in its order, with their matrix item: (name, key to value)."""
+    for stage, entry in dvc_stages().items():
+        if stage == "plan":
+            continue
+        matrix = {
+            key: _listed(config, value.removeprefix("${").removesuffix("}"))
+            if isinstance(value, str)
+            else value
+            for key, value in entry.get("matrix", {}).items()
+        }
+        for item in itertools.product(*matrix.values()):
+            yield stage, dict(zip(matrix, map(str, item), strict=True))
+
+
+def stage_names(config: Mapping[str, Any]) -> list[str]:
+    """The names of these, "name" or "name@item-item", as DVC spells them."""
+    return ["@".join(filter(None, (stage, "-".join(item.values())))) for stage, item in stage_items(config)]
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Refuse settings that only Snakemake would see, and those that it would overlook.
+
+    Raises:
+        VapError: `--config` changed something, while DVC reads params.yaml alone; or params.yaml has a key
+            twice, which Snakemake does not notice.
+    """
+    written = read_yaml(PARAMS_FILE, "the settings", ABSENT)
+    if not isinstance(written, dict):
+        raise VapError(PARAMS_FILE, type(written).__name__, "a mapping of settings", "`vap profile demo`")
+    for key in {**written, **config}:
+        if config.get(key) != written.get(key):
+            raise VapError(
+                f"--config {key}",
+                repr(config.get(key)),
+                "the value of params.yaml",
+                "edit params.yaml instead",
+            )
+
+
+def check_settings(params: Params) -> None:
+    """Refuse settings that only the methods' modules, the question files and timm can judge.
+
+    These import torch and more, which takes seconds; so what was found in order is remembered.
+
+    Raises:
+        VapError: as vap.workflow.check.check.
+    """
+    found = [part.digest(params) for part in PARTS]
+    known = CHECKED.read_text().split() if CHECKED.is_file() else []
+    for part, digest in zip(PARTS, found, strict=True):
+        if digest not in known:
+            part.judge(params)
+    if found != known:
+        CHECKED.parent.mkdir(exist_ok=True)
+        CHECKED.write_text("\n".join(found))
+
+
+def set_up(config: Mapping[str, Any], *, main_process: bool) -> Params:
+    """Check the settings and, in Snakemake's main process, mark the stages that DVC calls stale.
+
+    Raises:
+        VapError: params.yaml does not fit the schema, a program is missing, or DVC cannot read the project.
+    """
+    if main_process:
+        check_config(config)  # first: of a section that stands twice the schema would miss the first half
+    params = parse(dict(config))
+    if main_process:
+        find_programs()
+        check_settings(params)
+        mark(stage_names(config), stale_stages())
+        keep()
+    return params
+
+
+def warm_up(params: Params, *, local: bool) -> None:
+    """Before the jobs of a run: say which weights are missing, and import the jobs' libraries once.
+
+    The import is for jobs that run on this machine's CPU.
+    """
+    for line in absent_files(params):
+        print(line, file=sys.stderr)
+    if params.compute.warm_start and local and warm.worth_it(params.compute.device):
+        warm.start()
