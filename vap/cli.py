@@ -364,7 +364,10 @@ def cost(
 
 @app.command("check")
 def check_settings() -> None:
-    """Read params.yaml whole, the methods' own keys too, and say which weights are not there yet."""
+    """Judge params.yaml whole, and say which weights are not there yet.
+
+    The methods' own keys, whether their networks fit the images, timm's names, and sections that disagree.
+    """
     from vap.workflow.check import absent_files, check
 
     params = _params()

@@ -119,6 +119,8 @@ def test_a_modality_is_a_file_of_questions(project: Project) -> None:
     (questions,) = blocks("Adding a modality", "yaml")
     (project.root / "vap/captioning/questions/retina.yaml").write_text(questions, encoding="utf-8")
     project.edit_params({f"dataset.{DATASET}.modality": "retina"})
+    assert "expected a server that knows it" in project.run("vap", "check").output
+    project.edit_params({"caption.server": "http://127.0.0.1:9/v1"})
     assert "params.yaml is in order" in project.run("vap", "check").ok().output
     project.edit_params({f"dataset.{DATASET}.modality": "retinas"})
     assert "retina" in project.run("vap", "check").output

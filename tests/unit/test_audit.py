@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def make(texts: list[str | None], truth: dict[str, str] | None, name: str = "phantom-isic2018") -> None:
+def make(
+    texts: list[str | None],
+    truth: dict[str, str] | None,
+    name: str = "phantom-isic2018",
+    classes: Sequence[str] = ("MEL",),
+    model: str = "m",
+) -> None:
     pixels = np.full((32, 32, 3), 210, np.uint8)
     pixels[10:22, 10:22] = 20
     rows, captions = [], []
@@ -118,9 +125,11 @@ def make(texts: list[str | None], truth: dict[str, str] | None, name: str = "pha
         }
         captions.append({"id": f"<i{i}>", **answers, "model": "m", "questions": 1, "finish_reason": "stop"})
     path = Path(f"data/prepared/{name}.arrow")
-    write(path, "prepared", rows, classes=["MEL"], modality="dermoscopy")
+    write(path, "prepared", rows, classes=list(classes), modality="dermoscopy")
     Path("data/captions").mkdir(exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(captions, schema=SCHEMA), f"data/captions/{name}.parquet")
+    made = {"vap.provenance": json.dumps({"params": {"caption": {"model": model}}})}
+    table = pa.Table.from_pylist(captions, schema=SCHEMA.with_metadata(made))
+    pq.write_table(table, f"data/captions/{name}.parquet")
 
 
 def values(folder: Path) -> dict[tuple[str, str], tuple[float, int]]:
@@ -170,6 +179,19 @@ def test_the_page_needs_no_other_file_and_escapes_what_it_shows(project: Path) -
     assert "&lt;i0&gt;" in page
     assert "<b>" not in page
     assert "HTTP 400 (&lt;x&gt;)" in page
+
+
+def test_classes_and_models_are_no_markup(project: Path) -> None:
+    name = "a <b>|[x](y)"
+    make([f"It is {name}."], None, classes=[name], model="<script>\n# m|\x1b[2J\u202e")
+    folder = audit("phantom-isic2018")
+    text = (folder / "captions.md").read_text(encoding="utf-8")
+    head = "# The descriptions of phantom-isic2018, by &lt;script&gt; # m\\|\ufffd\\[2J\ufffd\n\n|"
+    assert text.startswith(head)
+    assert r"Diagnoses named: a &lt;b&gt;\|\[x\](y) (1)." in text
+    page = (folder / "captions.html").read_text(encoding="utf-8")
+    assert "<script>" not in page
+    assert not {"\x1b", "\u202e"} & set(page)
 
 
 def test_the_command_prints_the_table(project: Path) -> None:

@@ -125,7 +125,7 @@ def write_metrics(path: Path, condition: str, **changes: Any) -> None:
 def write_scores(source: str, inputs: dict[str, Path], ratio: int = 1) -> None:
     named = {"dataset": "own", "classifier": "net", "ratio": ratio, "source": source}
     named |= {"modality": "chest_xray", "generator_data": generator_data_of(source)}
-    counts = {"n_real": 1, "n_synthetic": 0, "n_test": 5, "seed": 0, "absent": ["DF"]}
+    counts = {"n_real": 1, "n_synthetic": 0, "n_test": 5, "seed": 0, "absent": ["=DF", "<b>|"]}
     made = record("classify", ["own", "net", str(ratio), source], inputs)
     scores = dict.fromkeys(table3.SCORES, 0.25)
     write_json(

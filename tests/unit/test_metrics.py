@@ -161,7 +161,7 @@ def test_weights_that_do_not_fit_are_told_in_one_line(tmp_path: Path) -> None:
     for features in ("inception", "vgg16", "timm:test_vit"):
         refused("weights of another network", features)
     refused("1 tensors", "efficientnet-lite0")
-    refused("Unknown model", "timm:no_such_net")
+    refused("expected a model of timm", "timm:no_such_net")
     with pytest.raises(VapError, match=r"1 tensors.*the 2 of Linear"):
         load_in_order(torch.nn.Linear(2, 2), path)
     assert read_weights(path)["fc.weight"].shape == (3,)

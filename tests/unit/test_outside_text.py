@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import io
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 from rich.console import Console
 from toy import BANK, CLASSES, WIDTH, bank_row, write
 
 from vap.common.errors import VapError, plain
+from vap.common.markup import cell, html_text, markdown, uncell, write_csv
 from vap.prompts import report
+from vap.results.table import lines_of
 
 NASTY = "[INST] A [bold]mole[/INST] [link=file:///x]\x1b[31m\x07\x9b1m \u202egnp[/]"
 
@@ -47,3 +52,103 @@ def test_an_error_never_steers_the_terminal() -> None:
 def test_plain_keeps_letters_of_all_languages_and_line_breaks() -> None:
     text = "Nävus 皮肤 😀\n\tκύτταρο"
     assert plain(text) == text
+
+
+# ── CSV ─────────────────────────────────────────────────────────────────────────────────────────────
+
+FORMULAS = (
+    '=HYPERLINK("http://a.example","mole")',
+    "+1+cmd|' /C calc'!A0",
+    "-1+1",
+    "@SUM(1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    "  =1",
+    "＝1",
+    "－1+1",
+    "-",
+    "+",
+)
+HARMLESS = ("mole", "", "'quoted'", "a=b", "–", "low-grade", "-0.5", "+1e-3", "-.5", "1.", "-12")
+
+
+@pytest.mark.parametrize("text", FORMULAS)
+def test_a_spreadsheet_computes_nothing(text: str) -> None:
+    assert cell(text) == f"'{text}"
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+def test_numbers_and_words_are_left_alone(text: str) -> None:
+    assert cell(text) == text
+    assert cell(-0.5) == -0.5
+
+
+@pytest.mark.parametrize("text", [*FORMULAS, *HARMLESS, "'=1", "''=1", "'-0.5", "'mole"])
+def test_a_cell_is_read_back_as_it_was(text: str) -> None:
+    file = io.StringIO(newline="")
+    write_csv(file, ["name", "n"], [{"name": text, "n": -1}])
+    (row,) = csv.DictReader(io.StringIO(file.getvalue(), newline=""))
+    assert (uncell(row["name"]), row["n"]) == (text, "-1")
+
+
+# ── Markdown and HTML ───────────────────────────────────────────────────────────────────────────────
+
+MARKUP = (
+    "mole | scar | 100 %",
+    "a\n| b |\n\n# c",
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "&lt;b&gt; &#124;",
+    "[mole](javascript:alert(1))",
+    "![](http://a.example/x.png)",
+    "[mole]: http://a.example",
+    "<http://a.example>",
+    "http://a.example and www.a.example, a@a.example",
+    "`code` ``",
+    "**bold** __bold__ _it_ *it* ~~gone~~ $x$",
+    "ends with \\",
+    "\\| \\` \\<b>",
+    "Nävus 皮肤_1, w/o vap_without_pcm 0.5 ± 0.1 (n = 3)",
+    "a\x1b[31mb\u202ec\x07",
+)
+
+
+@pytest.mark.parametrize("text", MARKUP)
+def test_markdown_shows_text_as_it_is(text: str) -> None:
+    lines = [f"# Of {markdown(text)}", "", *lines_of(["a", "b"], [[markdown(text), "1"]]), "", "After."]
+    tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse("\n".join(lines))
+    blocks = [token.tag for token in tokens if token.nesting == 1]
+    assert blocks == ["h1", "table", "thead", "tr", "th", "th", "tbody", "tr", "td", "td", "p"]
+    inner = [t for token in tokens for t in token.children or []]
+    assert {t.type for t in inner} <= {"text", "text_special"}
+    shown = ["".join(t.content for t in token.children or []) for token in tokens if token.type == "inline"]
+    whole = " ".join(plain(text).split())
+    assert shown == [f"Of {whole}", "a", "b", whole, "1", "After."]
+
+
+@pytest.mark.parametrize("text", MARKUP)
+def test_html_shows_text_as_it_is(text: str) -> None:
+    found: list[str] = []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            found.append(f"{tag} {attrs}")
+
+        def handle_data(self, data: str) -> None:
+            found.append(data)
+
+    reader = Reader()
+    reader.feed(f'<p title="{html_text(text)}">{html_text(text)}</p>')
+    reader.close()
+    assert found[0] == f"p {[('title', plain(text))]}"
+    assert "".join(found[1:]) == plain(text)
+
+
+def test_no_address_becomes_a_link_by_itself() -> None:
+    assert markdown("http://a.b www.a.b a@b.c") == "http\\://a.b www\\.a.b a\\@b.c"
+
+
+def test_names_stay_as_they_are_in_markdown() -> None:
+    for name in ("vap_without_pcm", "efficientnet-lite0", "Qwen/Qwen2-VL-7B-Instruct", "w/o PCM"):
+        assert markdown(name) == name

@@ -116,6 +116,15 @@ def test_every_row_is_there_and_every_cell_is_filled() -> None:
     assert {row[name] for row in ours for name in ("paper_mauc", "paper_f1")} == {"–"}
 
 
+def test_a_class_is_no_formula_and_no_markup() -> None:
+    absent = ["=1+1", "a|b", "<b>", "[x](http://a.example)", "`c`"]
+    write_all("own", absent=absent)
+    table3.run(params("own"))
+    assert {row["absent"] for row in table()} == {"'" + " ".join(absent)}
+    text = table3.TABLE.with_suffix(".md").read_text(encoding="utf-8")
+    assert r"=1+1 a\|b &lt;b&gt; \[x\](http\://a.example) \`c\`." in text
+
+
 def test_the_page_is_grouped_and_says_what_its_numbers_are() -> None:
     write_all("isic2018", absent=["VASC"])
     write_all("phantom-colonoscopy")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vap.autoencoders.linear import LinearNet
 from vap.common.artifacts import write_safetensors
-from vap.common.errors import VapError
+from vap.common.errors import VapError, in_brief
 
 if TYPE_CHECKING:
     from vap.params import LatentsParams
@@ -241,6 +241,56 @@ def unfitted(settings: LatentsParams, size: int) -> Autoencoder:
         return Linear(LinearNet(settings.linear.patch, settings.linear.latent_channels))
     own = settings.train
     return small_kl(size, own.patch, own.channels, own.latent_channels)
+
+
+def sketch(settings: LatentsParams, size: int) -> tuple[int, int]:
+    """Down-sampling and channels of the autoencoder that `latents` asks for; no weights are read.
+
+    Of a folder that is not there yet: 8 and 4, as of Stable Diffusion's and of TAESD.
+
+    Args:
+        size: the images' side.
+
+    Raises:
+        VapError: the folder's configuration is no autoencoder's.
+    """
+    config = settings.weights / CONFIG if settings.pretrained else None
+    if config is not None and not config.is_file():
+        return 8, 4
+    with torch.device("meta"):
+        ae = unfitted(settings, size) if config is None else _of_config(config)
+    return ae.factor, ae.latent_channels
+
+
+def _of_config(file: Path) -> Autoencoder:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        match config["_class_name"]:
+            case "AutoencoderKL":
+                return KL(AutoencoderKL.from_config(config))
+            case "AutoencoderTiny":
+                return Tiny(AutoencoderTiny.from_config(config))
+            case "LinearAutoencoder":
+                return Linear(LinearNet(config["patch"], config["latent_channels"]))
+            case other:
+                raise ValueError(f"a {other}")
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        found = f"no autoencoder's configuration ({in_brief(error)})"
+        raise VapError(file, found, "diffusers'", "correct params.yaml: latents.path") from None
+
+
+def require_multiple(size: int, factor: int) -> None:
+    """Raise a VapError where images of that side cannot be down-sampled by `factor`."""
+    if size % factor:
+        raise VapError(
+            "params.yaml: prepare.image_size",
+            str(size),
+            f"a multiple of {factor}, the autoencoder's down-sampling",
+            "change it, or the autoencoder",
+        )
 
 
 def small_kl(image_size: int, patch: int, channels: list[int], latent_channels: int) -> KL:

@@ -27,7 +27,6 @@ from vap.common.artifacts import (
     work_folder,
     write_json,
 )
-from vap.common.errors import VapError
 from vap.common.places import autoencoder_path, latents_log_path, latents_path, prepared_path, set_up_torch
 from vap.params import LatentsParams, Params
 from vap.training.loop import train
@@ -181,13 +180,7 @@ def _network(settings: LatentsParams, size: int, seed: int) -> Autoencoder:
     else:
         torch.manual_seed(seed)
         ae = autoencoder.unfitted(settings, size)
-    if size % ae.factor:
-        raise VapError(
-            "params.yaml: prepare.image_size",
-            str(size),
-            f"a multiple of {ae.factor}, the autoencoder's down-sampling",
-            "change it, or the autoencoder",
-        )
+    autoencoder.require_multiple(size, ae.factor)
     return ae
 
 

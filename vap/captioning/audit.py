@@ -6,7 +6,6 @@ counted and compared with the measured describer. One pass, a row group in memor
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from vap.captioning.measured import measure
 from vap.captioning.statements import PATTERNS, UNSAID, diagnoses, refuses, stated, words
 from vap.common.artifacts import ArrowFile, atomic
 from vap.common.errors import VapError
+from vap.common.markup import markdown, write_csv
 from vap.common.places import captions_path, prepared_path
 from vap.datasets.attributes import MODALITIES
 from vap.datasets.images import decode
@@ -210,27 +210,27 @@ def _shares(entry: Attribute) -> dict[str, float | None]:
 def _write_csv(path: Path, result: Audit) -> None:
     """A line a number: measure, attribute (empty for those of the whole description), value, images."""
     with atomic(path) as part, part.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["measure", "attribute", "value", "images"])
-        for measure_name, value in result.form().items():
-            writer.writerow([measure_name, "", f"{value:.6g}", result.described])
+        columns = ("measure", "attribute", "value", "images")
+        rows = [(name, "", f"{value:.6g}", result.described) for name, value in result.form().items()]
         for name, entry in result.attributes.items():
             for measure_name, share in _shares(entry).items():
                 if share is not None:
                     of = {"false": entry.stated, "agreement": entry.compared}.get(measure_name, entry.known)
-                    writer.writerow([measure_name, name, f"{share:.6g}", of])
+                    rows.append((measure_name, name, f"{share:.6g}", of))
+        write_csv(file, columns, (dict(zip(columns, row, strict=True)) for row in rows))
 
 
 def _markdown(dataset: str, by: str, result: Audit) -> str:
-    lines = [f"# The descriptions of {dataset}, by {by}", ""]
+    lines = [f"# The descriptions of {markdown(dataset)}, by {markdown(by)}", ""]
     lines += ["| attribute | accuracy | stated | false | majority | agreement | most often taken for |"]
     lines += ["|---|---:|---:|---:|---:|---:|---|"]
     for name, entry in result.attributes.items():
         shares = " | ".join("–" if share is None else f"{share:.1%}" for share in _shares(entry).values())
         mistakes = ", ".join(
-            f"{true} → {said} ({count})" for (true, said), count in entry.confused.most_common(2)
+            f"{markdown(f'{true} → {said}')} ({count})"
+            for (true, said), count in entry.confused.most_common(2)
         )
-        lines.append(f"| {name} | {shares} | {mistakes or '–'} |")
+        lines.append(f"| {markdown(name)} | {shares} | {mistakes or '–'} |")
     lines += [
         "",
         "accuracy: descriptions that state the true value and no other, of those whose truth is known.",
@@ -245,6 +245,6 @@ def _markdown(dataset: str, by: str, result: Audit) -> str:
         shown = f"{value:.1%}" if measure_name.endswith("share") else f"{value:.4g}"
         lines.append(f"| {measure_name} | {shown} |")
     if result.named:
-        named = ", ".join(f"{name} ({count})" for name, count in result.named.most_common(10))
+        named = ", ".join(f"{markdown(name)} ({count})" for name, count in result.named.most_common(10))
         lines += ["", f"Diagnoses named: {named}."]
     return "\n".join(lines) + "\n"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import heapq
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vap.common.artifacts import ArrowFile
+from vap.common.markup import html_text
 
 EXAMPLES = 24  # of each kind
 
@@ -86,13 +86,13 @@ def write_page(
         images: of prepared images or of samples; the examples' rows are its.
         attributes: what the examples' attributes are.
     """
-    title = html.escape(title)
+    title = html_text(title)
     with path.open("w", encoding="utf-8") as file:
         file.write(f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>')
         file.write(f"<style>{STYLE}</style>\n<h1>{title}</h1>\n")
         for heading, examples in parts.items():
             if examples:
-                file.write(f'<h2>{html.escape(heading)}</h2>\n<div class="grid">\n')
+                file.write(f'<h2>{html_text(heading)}</h2>\n<div class="grid">\n')
                 file.writelines(_figure(example, images, attributes) for example in examples)
                 file.write("</div>\n")
 
@@ -100,17 +100,17 @@ def write_page(
 def _figure(example: Example, images: ArrowFile, attributes: str) -> str:
     image = base64.b64encode(images.value("image", example.row)).decode()
     label = images.value("label", example.row)
-    failed = f'<span class="wrong">no description: {html.escape(example.error or "?")}</span>'
+    failed = f'<span class="wrong">no description: {html_text(example.error or "?")}</span>'
     truth = "; ".join(
-        f'<span class="{"wrong" if name in example.wrong else "right"}">{html.escape(name)}: '
-        f"{html.escape(value)}</span>"
+        f'<span class="{"wrong" if name in example.wrong else "right"}">{html_text(name)}: '
+        f"{html_text(value)}</span>"
         for name, value in example.truth.items()
     )
     lines = [
-        f'<p class="id">{html.escape(example.id)}, {html.escape(label)}</p>',
-        f"<p>{html.escape(example.text) if example.text else failed}</p>",
-        f'<p class="t1">First impression: {html.escape(example.t1)}</p>' if example.t1 else "",
-        f'<p class="truth">{html.escape(attributes)}: {truth}</p>' if truth else "",
+        f'<p class="id">{html_text(example.id)}, {html_text(label)}</p>',
+        f"<p>{html_text(example.text) if example.text else failed}</p>",
+        f'<p class="t1">First impression: {html_text(example.t1)}</p>' if example.t1 else "",
+        f'<p class="truth">{html_text(attributes)}: {truth}</p>' if truth else "",
     ]
     source = f"data:image/png;base64,{image}"
     return f'<figure><img src="{source}" alt=""><figcaption>{"".join(lines)}</figcaption></figure>\n'

@@ -8,7 +8,6 @@ training image shows what its own description says, which is the most that can b
 
 from __future__ import annotations
 
-import csv
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from vap.captioning.measured import measure
 from vap.captioning.statements import PATTERNS, UNSAID, stated
 from vap.common.artifacts import ArrowFile, atomic
 from vap.common.errors import VapError
+from vap.common.markup import markdown, write_csv
 from vap.common.places import captions_path, prepared_path, samples_path
 from vap.datasets.attributes import MODALITIES
 from vap.datasets.images import decode
@@ -140,14 +140,16 @@ def _lines(found: dict[str, Agreement]) -> Iterator[tuple[str, int, float, float
 
 def _write_csv(path: Path, found: dict[str, Agreement]) -> None:
     with atomic(path) as part, part.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["attribute", "samples", "agreement", "class_alone", "real"])
-        for name, n, agree, alone, real in _lines(found):
-            writer.writerow([name, n, f"{agree:.6g}", f"{alone:.6g}", "" if real is None else f"{real:.6g}"])
+        columns = ("attribute", "samples", "agreement", "class_alone", "real")
+        rows = (
+            (name, n, *("" if share is None else f"{share:.6g}" for share in shares))
+            for name, n, *shares in _lines(found)
+        )
+        write_csv(file, columns, (dict(zip(columns, row, strict=True)) for row in rows))
 
 
 def _markdown(title: str, found: dict[str, Agreement]) -> str:
-    lines = [f"# {title}", "", "| attribute | samples | agreement | class alone | real |"]
+    lines = [f"# {markdown(title)}", "", "| attribute | samples | agreement | class alone | real |"]
     lines.append("|---|---:|---:|---:|---:|")
     for name, n, *shares in _lines(found):
         cells = " | ".join("–" if share is None else f"{share:.1%}" for share in shares)

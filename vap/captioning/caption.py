@@ -12,12 +12,10 @@ import pyarrow.parquet as pq
 
 from vap.captioning.ask import ask_all, image_steps
 from vap.captioning.journal import Journal
-from vap.captioning.questions import load_questions, questions_file
+from vap.captioning.questions import load_questions, questions_file, require_server
 from vap.captioning.server import serving
 from vap.common.artifacts import ArrowFile, atomic, canonical, file_sha256, provenance, work_folder
-from vap.common.errors import VapError
 from vap.common.places import captions_path, prepared_path
-from vap.datasets.attributes import MODALITIES
 from vap.params import CaptionParams, Params
 
 SCHEMA = pa.schema(
@@ -49,13 +47,7 @@ def run(params: Params, dataset: str) -> Path:
     """
     settings, modality = params.caption, params.dataset[dataset].modality
     questions = load_questions(modality, settings.questions, settings.leave_out)
-    if settings.server == "measured" and modality not in MODALITIES:
-        raise VapError(
-            f"params.yaml: dataset.{dataset}.modality: {modality}",
-            "caption.server: measured",
-            f"a server that knows it (the measured describer knows {', '.join(MODALITIES)})",
-            "set caption.server",
-        )
+    require_server(settings.server, dataset, modality)
     prepared = ArrowFile(prepared_path(dataset), "prepared")
     record = provenance(
         "caption",

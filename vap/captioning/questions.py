@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from vap.common.errors import VapError
+from vap.datasets.attributes import MODALITIES
 
 FOLDER = Path(__file__).parent / "questions"
 
@@ -53,6 +54,21 @@ def _image(png: bytes) -> Message:
 
 def _text(text: str) -> Message:
     return {"type": "text", "text": text}
+
+
+def require_server(server: str | list[str], dataset: str, modality: str) -> None:
+    """Refuse the measured describer for a modality that it does not know.
+
+    Raises:
+        VapError: it is `caption.server`, and knows others.
+    """
+    if server == "measured" and modality not in MODALITIES:
+        raise VapError(
+            f"params.yaml: dataset.{dataset}.modality: {modality}",
+            "caption.server: measured",
+            f"a server that knows it (the measured describer knows {', '.join(MODALITIES)})",
+            "set caption.server",
+        )
 
 
 def questions_file(modality: str) -> Path:

@@ -1,8 +1,9 @@
-"""Files of weights: safetensors, or PyTorch's, of which nothing but tensors is unpickled."""
+"""Names of timm's networks; files of weights: of PyTorch's nothing but tensors is unpickled."""
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import re
 import sys
 import tempfile
@@ -13,6 +14,22 @@ import torch
 from torch import Tensor
 
 from vap.common.errors import VapError, in_brief
+
+
+def require_timm(where: str, name: str) -> None:
+    """Refuse a name that timm does not have; one may have the tag of pretrained weights behind a dot.
+
+    Raises:
+        VapError: there is no such network, or it has no such tag.
+    """
+    import timm
+
+    tagged = timm.list_models(pretrained=True)
+    if timm.is_model(name) and ("." not in name or name in tagged):
+        return
+    near = difflib.get_close_matches(name.lower(), [*timm.list_models(), *tagged])
+    expected = f"a model of timm {timm.__version__}" + (f", such as {', '.join(near)}" if near else "")
+    raise VapError(where, repr(name), expected, "see timm.list_models()")
 
 
 @contextlib.contextmanager

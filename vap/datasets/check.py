@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from vap.common.errors import VapError
+from vap.common.errors import VapError, plain
 from vap.common.progress import Progress
 from vap.datasets import chestxray14, colonoscopy, isic2018, isic2019
 from vap.datasets.ahead import Ahead
@@ -44,31 +44,36 @@ def check(params: Params, dataset: str, against: Sequence[str] = (), quick: bool
         fix = "leave it out: copies within the dataset are looked for anyway"
         raise VapError("--against", f"{dataset} itself", "another dataset", fix)
     root, settings = RAW / dataset, params.dataset[dataset]
-    print(f"# {dataset}: {root}, adapter {settings.adapter}")
+    _say(f"# {dataset}: {root}, adapter {settings.adapter}")
     good = _files(root, settings)
     if settings.adapter == "folder":
         _ignored(root)
     try:
         source = _open(params, dataset)
     except VapError as error:
-        print(f"\n## Not usable\n\n{error}")
+        _say(f"\n## Not usable\n\n{error}")
         return False
     good &= _listing(source) & _counts(source, settings)
     if quick or settings.adapter == "phantom":
         if against:
             why = "--quick opens no image" if quick else "a phantom has no image files"
-            print(f"\nNot compared with {', '.join(against)}: {why}")
+            _say(f"\nNot compared with {', '.join(against)}: {why}")
         return good
     prints, damaged = _read(dataset, source)
-    print(f"\n## Images\n\n{len(prints)} readable, {len(damaged)} damaged")
+    _say(f"\n## Images\n\n{len(prints)} readable, {len(damaged)} damaged")
     _examples(damaged)
     others: list[Print] = []
     for name in against:
         try:
             others += _read(name, _open(params, name))[0]
         except VapError as error:
-            print(f"\n{name} is not compared: {error}")
+            _say(f"\n{name} is not compared: {error}")
     return good & _duplicates(pairs(prints, others)) & (not damaged)
+
+
+def _say(text: str) -> None:
+    """Print; names of files and classes are not ours, and must not steer the terminal."""
+    print(plain(text))
 
 
 def _open(params: Params, dataset: str) -> Source:
@@ -94,19 +99,19 @@ def _files(root: Path, settings: DatasetParams) -> bool:
     for home, files in homes.items():
         if not files:
             continue
-        print(f"\n## Files of {home}\n")
+        _say(f"\n## Files of {home}\n")
         try:
             # an archive is only listed: a compressed tar is unpacked when its images are read
             tree = Tree(home, LeftOut(skip=True).member, open_archives=False) if home.is_dir() else None
         except OSError as error:
-            print(f"not readable: {error}")
+            _say(f"not readable: {error}")
             return False
         for file in files:
             place = file.place(tree) if tree else None
             if place is None:
                 good &= not file.needed
                 place = f"{'MISSING' if file.needed else 'not there'}: {file.site}"
-            print(f"{file.name:<40} {file.what:<36} {place} ({file.licence})")
+            _say(f"{file.name:<40} {file.what:<36} {place} ({file.licence})")
     return good
 
 
@@ -121,16 +126,16 @@ def _ignored(root: Path) -> None:
     counts = Counter(path.suffix.lower() or "no suffix" for path in found)
     if others := {suffix: n for suffix, n in counts.most_common() if suffix not in SUFFIXES}:
         kinds = ", ".join(f"{n} {suffix}" for suffix, n in others.items())
-        print(
+        _say(
             f"\nWarning: {sum(others.values())} files that are no images by their suffix are ignored: {kinds}"
         )
-        print(f"Read are {', '.join(sorted(SUFFIXES))}: convert what is to be used.")
+        _say(f"Read are {', '.join(sorted(SUFFIXES))}: convert what is to be used.")
 
 
 def _listing(source: Source) -> bool:
     if notes := source.left_out.notes:
-        print("\n## Not usable, and left out under prepare.on_error: skip\n")
-        print("\n".join(notes))
+        _say("\n## Not usable, and left out under prepare.on_error: skip\n")
+        _say("\n".join(notes))
     return not notes
 
 
@@ -145,8 +150,8 @@ def _counts(source: Source, settings: DatasetParams) -> bool:
         found["train+test"][item.label] += item.split != "val"
     official = _official(settings)
     rows = [name for name in (*SPLITS, "train+test") if name in found]
-    print("\n## Images by class and split (official number, where it differs)\n")
-    print(f"{'':<24}" + "".join(f"{name:>18}" for name in rows))
+    _say("\n## Images by class and split (official number, where it differs)\n")
+    _say(f"{'':<24}" + "".join(f"{name:>18}" for name in rows))
     good = True
     for label in source.classes:
         cells = []
@@ -154,15 +159,15 @@ def _counts(source: Source, settings: DatasetParams) -> bool:
             count, right = found[name][label], official.get(name, {}).get(label)
             good &= right in (None, count)
             cells.append(str(count) if right in (None, count) else f"{count} ({right})")
-        print(f"{label:<24}" + "".join(f"{cell:>18}" for cell in cells))
-    print(f"{'all':<24}" + "".join(f"{found[name].total():>18}" for name in rows))
-    print(f"{'groups':<24}" + "".join(f"{_groups(source.items, name):>18}" for name in rows))
+        _say(f"{label:<24}" + "".join(f"{cell:>18}" for cell in cells))
+    _say(f"{'all':<24}" + "".join(f"{found[name].total():>18}" for name in rows))
+    _say(f"{'groups':<24}" + "".join(f"{_groups(source.items, name):>18}" for name in rows))
     if isinstance(source, ColonoscopySource):
         for part, count in sorted(source.frames.items()):
             right = colonoscopy.COUNTS.get(part)
             if count or part != "mesejo lesions":
                 good &= right in (None, count)
-                print(f"{part}: {count}" + (f" (officially {right})" if right not in (None, count) else ""))
+                _say(f"{part}: {count}" + (f" (officially {right})" if right not in (None, count) else ""))
     return good
 
 
@@ -219,16 +224,16 @@ def _duplicates(found: Iterable[Pair]) -> bool:
     kinds: defaultdict[tuple[str, bool], list[Pair]] = defaultdict(list)
     for pair in found:
         kinds[pair.where, pair.exact].append(pair)
-    print(f"\n## Copies\n\n{sum(map(len, kinds.values()))} pairs")
+    _say(f"\n## Copies\n\n{sum(map(len, kinds.values()))} pairs")
     for (where, exact), members in sorted(kinds.items()):
         what = "the same file" if exact else "nearly the same picture"
-        print(f"\n{where}: {len(members)} pairs of {what}")
+        _say(f"\n{where}: {len(members)} pairs of {what}")
         _examples([f"{p.one.id} and {p.other.id}" for p in members])
     return not any(where.startswith("across") for where, _ in kinds)
 
 
 def _examples(lines: Sequence[str]) -> None:
     for line in lines[:EXAMPLES]:
-        print(f"  {line}")
+        _say(f"  {line}")
     if len(lines) > EXAMPLES:
-        print(f"  and {len(lines) - EXAMPLES} more")
+        _say(f"  and {len(lines) - EXAMPLES} more")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vap.common.errors import VapError, in_brief
-from vap.common.weights import read_tensors
+from vap.common.weights import read_tensors, require_timm
 from vap.params import ClassifierParams
 
 
@@ -34,9 +34,7 @@ class Classifier(nn.Module):
         import timm
 
         where = f"params.yaml: downstream.classifier.{name}"
-        if not timm.is_model(settings.model):
-            fix = "see timm.list_models()"
-            raise VapError(f"{where}.model", repr(settings.model), f"a model of timm {timm.__version__}", fix)
+        require_timm(f"{where}.model", settings.model)
         # a network with windows or positions is made for one size; timm has to be told another
         found = timm.get_pretrained_cfg(settings.model)
         fixed = found is not None and found.fixed_input_size

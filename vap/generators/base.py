@@ -99,6 +99,9 @@ class Method(ABC, Generic[ModelParams]):
         """The noise schedule of training and sampling; None where there is no noise to take away."""
         return shared.schedule
 
+    def check_training(self, shared: TrainParams, processes: int) -> None:
+        """Raise a VapError where its training cannot take these settings in so many processes."""
+
     @abstractmethod
     def data(self, dataset: str, text_multiple: int = 1, only: Collection[str] | None = None) -> TrainingData:
         """What the method learns from.
@@ -210,6 +213,22 @@ def method_of(params: Params, name: str) -> Method[Any]:
             "move it there",
         )
     return method
+
+
+def built(method: Method[Any], shapes: Shapes, data: str = "the data") -> nn.Module:
+    """The freshly initialised network of a method.
+
+    Args:
+        data: what decides the shapes, for errors.
+
+    Raises:
+        VapError: the method's settings do not fit the shapes.
+    """
+    try:
+        return method.build(shapes)
+    except ValueError as error:
+        where = f"params.yaml: method.{method.name}.model"
+        raise VapError(where, str(error), f"a network that fits {data}", "change the setting") from None
 
 
 def checked(schema: type[BaseModel], data: Any, place: str, fix: str = "edit params.yaml") -> Any:

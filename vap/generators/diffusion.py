@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
+from vap.common.errors import VapError
 from vap.diffusion.loss import denoising_errors, uneven_error
 from vap.diffusion.schedule import Schedule
 from vap.generators.base import Method, ModelParams, OwnSampleParams, OwnTrainParams
@@ -102,5 +103,17 @@ class DiffusionMethod(Method[ModelParams]):
         return False
 
     def sampling(self, settings: SampleParams) -> SamplerParams:
-        """Sampler, order, spacing, variance and steps: the method's own, or of section `sample`."""
-        return self.sample.sampler or settings
+        """Sampler, order, spacing, variance and steps: the method's own, or of section `sample`.
+
+        Raises:
+            VapError: they want a variance that the network does not predict.
+        """
+        how = self.sample.sampler or settings
+        if how.sampler == "ddpm" and how.variance == "learned" and not self.learns_variance:
+            raise VapError(
+                f"params.yaml: sample.variance, of method {self.name}",
+                "learned",
+                "posterior or beta: its network predicts no variance",
+                f"correct it, or set method.{self.name}.sample.sampler",
+            )
+        return how

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vap.common.errors import VapError
 from vap.diffusion.guidance import guided, guided_together
 from vap.diffusion.sampler import sample
 from vap.diffusion.schedule import Schedule
@@ -45,14 +44,6 @@ def draw(
     else:  # two passes, since the null prompt is the shorter one
         predict = guided(method.predictor(net, condition, null), scale)
     how = method.sampling(settings)
-    if how.sampler == "ddpm" and how.variance == "learned" and not method.learns_variance:
-        name = method.name
-        raise VapError(
-            f"params.yaml: sample.variance, of method {name}",
-            "learned",
-            "posterior or beta: its network predicts no variance",
-            f"correct it, or set method.{name}.sample.sampler",
-        )
     with torch.autocast(first.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
         return sample(
             predict,

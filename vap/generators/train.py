@@ -22,7 +22,7 @@ from vap.common.artifacts import (
 from vap.common.errors import VapError
 from vap.common.places import latents_path, model_path, prepared_path, set_up_torch, training_log_path
 from vap.datasets.share import share_of
-from vap.generators.base import Method, Shapes, method_of
+from vap.generators.base import Shapes, built, method_of
 from vap.generators.trained import CONFIG, WEIGHTS
 from vap.params import Params
 from vap.runs import run_of
@@ -121,7 +121,10 @@ def run(params: Params, dataset: str, name: str) -> Path:
             _preview(work / "preview", training_log_path(dataset, name), step, weights, config)
 
         def build() -> nn.Module:
-            return _build(implementation, shapes, method)
+            net = built(implementation, shapes)
+            if implementation.start_from is not None:
+                implementation.take_over(net, implementation.start_from)
+            return net
 
         learner, log = train(
             implementation.learner(build, data, params.train, params.compute, seed),
@@ -145,21 +148,6 @@ def run(params: Params, dataset: str, name: str) -> Path:
             write_log(part / "train.csv", log)
             write_json(part / CONFIG, config)
     return model_path(dataset, name)
-
-
-def _build(implementation: Method[Any], shapes: Shapes, method: str) -> nn.Module:
-    try:
-        net = implementation.build(shapes)
-    except ValueError as error:
-        raise VapError(
-            f"params.yaml: method.{method}.model",
-            str(error),
-            "a network that fits the data",
-            "change the setting",
-        ) from None
-    if implementation.start_from is not None:
-        implementation.take_over(net, implementation.start_from)
-    return net
 
 
 def _preview(

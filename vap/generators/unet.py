@@ -30,7 +30,7 @@ def block_types(
         ValueError: `size` cannot be halved so often, or `attention` names no level.
     """
     if size % 2 ** (levels - 1):
-        raise ValueError(f"{what} of side {size} cannot be halved {levels - 1} times")
+        raise ValueError(f"{what} of side {size} cannot be halved {levels - 1} times (multipliers)")
     if unknown := sorted(set(attention) - set(range(levels))):
         raise ValueError(f"attention at level {unknown[0]}; the levels are 0 to {levels - 1}")
     kinds = [attends if level in attention else "" for level in range(levels)]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vap.common.errors import VapError, in_brief
-from vap.common.weights import clean_copies, read_tensors
+from vap.common.weights import clean_copies, read_tensors, require_timm
 
 Extractor = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 SIDE = 224  # pixels, of EfficientNet-Lite0's input
@@ -204,16 +204,8 @@ class Timm(nn.Module):
         import timm
 
         super().__init__()
-        try:
-            net = timm.create_model(name, num_classes=0)
-        except RuntimeError as error:
-            fix = "see timm.list_models()"
-            raise VapError(
-                f"params.yaml: evaluate: timm:{name}",
-                in_brief(error),
-                "a network of timm",
-                fix,
-            ) from None
+        require_timm(f"params.yaml: evaluate: timm:{name}", name)
+        net = timm.create_model(name, num_classes=0)
         state = read_weights(path)
         own = net.state_dict()
         classifier = tuple(f"{part}." for part in _names(net.pretrained_cfg.get("classifier")))

@@ -19,6 +19,7 @@ from vap.captioning.questions import FOLDER as QUESTIONS
 from vap.common.artifacts import file_sha256
 from vap.common.code import STAGES, code_hash, module_file
 from vap.common.errors import VapError
+from vap.common.markup import uncell
 from vap.common.places import floor_path, latents_path, metrics_path
 from vap.downstream.places import label_of, scores_path, source_of
 from vap.provenance.lock import Lock
@@ -142,6 +143,7 @@ def _row(table: Path, row: str) -> tuple[int, dict[str, str]]:
         raise VapError(table, f"row {bad[0]} of another length than the header", "one CSV", remake)
     if not rows:
         raise VapError(table, "no row below a header", "the table stage's CSV", remake)
+    rows = [{name: uncell(cell) for name, cell in cells.items()} for cells in rows]
     if re.fullmatch(r"\d+", row):
         if not 1 <= int(row) <= len(rows):
             raise VapError(table, f"no row {row}", f"1 to {len(rows)}", "name one; 1 is below the header")

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
+from vap.common.errors import plain
 from vap.provenance.explain import ABSENT, CHANGED, EMPTY, MATCHES, Found, explain
 from vap.results.table import SD
 
@@ -41,7 +42,8 @@ def run(table: Path, row: str, column: str, as_json: bool) -> None:
 def tree(found: Found) -> Tree:
     """The cell at the root; every artefact with what made it, then what that read."""
     place = f"{found['table']}, row {found['row']} ({', '.join(found['names'].values())})"
-    root = Tree(Text.assemble(f"{place}: ", (f"{found['column']} = {found['value'] or 'empty'}", "bold")))
+    cell = plain(f"{found['column']} = {found['value'] or 'empty'}")
+    root = Tree(Text.assemble(f"{plain(place)}: ", (cell, "bold")))
     if "paper" in found:
         paper = found["paper"]
         said = f"the paper's printed number, Table {paper['table']} of the paper; kept in {paper['file']}"
@@ -72,7 +74,7 @@ def _said(read: Mapping[str, Any]) -> Iterator[str | tuple[str, str]]:
     if read["key"] is None:
         yield "which has no such key: the table stage works this column out"
         return
-    yield f"{read['key']} {json.dumps(read['value'], ensure_ascii=False)} "
+    yield plain(f"{read['key']} {json.dumps(read['value'], ensure_ascii=False)} ")
     if read["state"] is None:
         yield "(which the table does not print)"
     else:
@@ -113,11 +115,12 @@ def _facts(record: Found) -> Iterator[Text]:
     for name, value in record["params"].items():
         if isinstance(value, dict):
             flat = " ".join(part for key, inner in value.items() for part in _flat(key, inner))
-            yield Text(f"params {name}: {flat}")
+            yield Text(plain(f"params {name}: {flat}"))
         else:
-            yield Text(f"params {' '.join(_flat(name, value))}")
+            yield Text(plain(f"params {' '.join(_flat(name, value))}"))
     if record["models"]:
-        yield Text(f"models: {', '.join(f'{name} {value}' for name, value in record['models'].items())}")
+        models = ", ".join(f"{name} {value}" for name, value in record["models"].items())
+        yield Text(plain(f"models: {models}"))
     if record["listing"]:
         yield Text(
             f"listing sha256 {record['listing'][:SHORT]} of the raw images' names, labels and sizes; "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import statistics
@@ -12,6 +11,7 @@ from typing import Any
 
 from vap.common.artifacts import atomic
 from vap.common.errors import VapError
+from vap.common.markup import markdown, write_csv
 from vap.params import Params
 from vap.runs import seed_run
 from vap.common.places import floor_path, metrics_path
@@ -202,16 +202,14 @@ def number(value: float | str | None, digits: int = 3) -> str:
     return value if isinstance(value, str) else f"{value:.{digits}f}"
 
 
-def write(path: Path, columns: Sequence[str], rows: Sequence[Row], markdown: str) -> None:
-    """The CSV, and the Markdown beside it."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+def write(path: Path, columns: Sequence[str], rows: Sequence[Row], text: str) -> None:
+    """The CSV, and the Markdown `text` beside it."""
+    table = io.StringIO()
+    write_csv(table, columns, rows)
     with atomic(path) as part:
-        part.write_text(text.getvalue(), encoding="utf-8")
+        part.write_text(table.getvalue(), encoding="utf-8")
     with atomic(path.with_suffix(".md")) as part:
-        part.write_text(markdown, encoding="utf-8")
+        part.write_text(text, encoding="utf-8")
 
 
 def lines_of(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -223,7 +221,7 @@ def lines_of(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def distance_name(rows: Sequence[Row]) -> str:
     """FID only where the features are Inception's."""
     features = sorted({row["features"] for row in rows})
-    return "FID" if features == ["inception"] else f"FD ({', '.join(features)})"
+    return "FID" if features == ["inception"] else f"FD ({markdown(', '.join(features))})"
 
 
 def interval(row: Row, name: str) -> str:
@@ -241,8 +239,8 @@ def notes(rows: Sequence[Row], seeds: str | None = None) -> list[str]:
     features = sorted({row["features"] for row in rows})
     references = sorted({row["reference"] for row in rows})
     lines = [
-        f"Features: {', '.join(features)}; reference: {', '.join(references)} split; n: samples / real. In"
-        " brackets the 95 % interval (docs/metrics.md)."
+        f"Features: {markdown(', '.join(features))}; reference: {markdown(', '.join(references))} split;"
+        " n: samples / real. In brackets the 95 % interval (docs/metrics.md)."
     ]
     if seeds is not None:
         lines[0] = lines[0].partition(" In brackets")[0]

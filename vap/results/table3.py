@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vap.downstream.places import REAL_ALONE, SHARE, label_of, scores_path, source_of
 from vap.common.errors import VapError
+from vap.common.markup import markdown
 from vap.params import DownstreamParams, Params
 from vap.runs import method_of, share_run
 from vap.results.paper3 import printed
@@ -159,7 +160,7 @@ def _section(rows: Sequence[Row], ratios: Sequence[str]) -> list[str]:
     added = "".join(f"; {name} adds {n}" for name, n in synthetic.items())
     lines += ["", f"Real images: {told}{added}; tested on {rows[0]['n_test']}; seed {rows[0]['seeds']}."]
     if rows[0]["absent"] != NO_PAPER:
-        lines[-1] += f" Without a test image, and in no mean: {rows[0]['absent']}."
+        lines[-1] += f" Without a test image, and in no mean: {markdown(rows[0]['absent'])}."
     return [*lines, ""]
 
 

@@ -131,7 +131,8 @@ def train(
         Stopped: SIGTERM came; the next run goes on from here.
     """
     accelerator = make_accelerator(device, precision)
-    part = _share(accelerator, batch_size, section)
+    share, rank = batch_share(batch_size, accelerator.num_processes, section), accelerator.process_index
+    part = slice(rank * share, (rank + 1) * share)
     torch.manual_seed(seed)
     learner = learner_of(accelerator)
     done, log = 0, []
@@ -196,18 +197,21 @@ def _step(learner: Learner[B], batch: B, step: int, label: str) -> dict[str, Ten
         ) from None
 
 
-def _share(accelerator: Accelerator, batch_size: int, section: str) -> slice:
-    """This process's part of a batch."""
-    per_process, rest = divmod(batch_size, accelerator.num_processes)
+def batch_share(batch_size: int, processes: int, section: str) -> int:
+    """Images of a batch for each process.
+
+    Raises:
+        VapError: they are no whole number.
+    """
+    share, rest = divmod(batch_size, processes)
     if rest:
         raise VapError(
             f"params.yaml: {section}.batch_size",
             str(batch_size),
-            f"a multiple of the {accelerator.num_processes} processes",
+            f"a multiple of the {processes} processes",
             "change one of the two",
         )
-    rank = accelerator.process_index
-    return slice(rank * per_process, (rank + 1) * per_process)
+    return share
 
 
 def _batches(

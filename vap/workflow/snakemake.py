@@ -7,7 +7,6 @@ its stage through DVC (vap.workflow.dvc), so that the record is right whichever 
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import operator
 import os
@@ -23,11 +22,11 @@ from vap.common.errors import VapError
 from vap.common.yaml_files import read_yaml
 from vap.params import ABSENT, PARAMS_FILE, Params, parse
 from vap.workflow import warm
-from vap.workflow.check import absent_files, check
+from vap.workflow.check import PARTS, absent_files
 from vap.workflow.dvc import keep, stale_stages
 
 MARKS = Path(".snakemake/stale")
-CHECKED = Path(".snakemake/checked")  # the hash of what check_methods has found in order
+CHECKED = Path(".snakemake/checked")  # the hash of what check_settings has found in order, a line a part
 DVC_FILE = Path("dvc.yaml")
 
 
@@ -135,26 +134,22 @@ def check_config(config: Mapping[str, Any]) -> None:
             )
 
 
-def check_methods(params: Params) -> None:
-    """Refuse settings that only the methods' modules and the question files can judge.
+def check_settings(params: Params) -> None:
+    """Refuse settings that only the methods' modules, the question files and timm can judge.
 
-    These modules import torch, which takes seconds; so what was found in order is remembered.
+    These import torch and more, which takes seconds; so what was found in order is remembered.
 
     Raises:
         VapError: as vap.workflow.check.check.
     """
-    judged = {"methods", "learns_from", "method", "datasets", "dataset", "ablation", "caption"}
-    digest = hashlib.sha256(params.model_dump_json(include=judged).encode())
-    package = Path(__file__).parents[1]
-    for folder, pattern in (("methods", "*.py"), ("captioning/questions", "*.yaml")):
-        for file in sorted((package / folder).glob(pattern)):
-            digest.update(file.read_bytes())
-    found = digest.hexdigest()
-    if CHECKED.is_file() and CHECKED.read_text() == found:
-        return
-    check(params)
-    CHECKED.parent.mkdir(exist_ok=True)
-    CHECKED.write_text(found)
+    found = [part.digest(params) for part in PARTS]
+    known = CHECKED.read_text().split() if CHECKED.is_file() else []
+    for part, digest in zip(PARTS, found, strict=True):
+        if digest not in known:
+            part.judge(params)
+    if found != known:
+        CHECKED.parent.mkdir(exist_ok=True)
+        CHECKED.write_text("\n".join(found))
 
 
 def set_up(config: Mapping[str, Any], *, main_process: bool) -> Params:
@@ -168,7 +163,7 @@ def set_up(config: Mapping[str, Any], *, main_process: bool) -> Params:
     params = parse(dict(config))
     if main_process:
         find_programs()
-        check_methods(params)
+        check_settings(params)
         mark(stage_names(config), stale_stages())
         keep()
     return params

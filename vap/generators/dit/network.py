@@ -143,7 +143,7 @@ class DiT(nn.Module):
     ) -> None:
         super().__init__()
         if size % patch:
-            raise ValueError(f"latents of side {size} cannot be cut into patches of side {patch}")
+            raise ValueError(f"latents of side {size} cannot be cut into patches of side {patch} (patch)")
         self.side, self.patch = size // patch, patch
         self.channels, self.out_channels = channels, channels * (2 if learn_sigma else 1)
 

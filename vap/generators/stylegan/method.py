@@ -13,7 +13,7 @@ from vap.generators.base import OneStepMethod, OwnSampleParams, OwnTrainParams, 
 from vap.generators.pixels import PixelParams, pixel_data
 from vap.generators.stylegan.discriminator import Discriminator
 from vap.generators.stylegan.network import Generator
-from vap.generators.stylegan.training import GanLearner
+from vap.generators.stylegan.training import GanLearner, require_fit
 from vap.params import Betas, ComputeParams, PositiveInt, ScheduleParams, TrainParams
 
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ class StyleGANParams(PixelParams):
             raise ValueError(f"'image_size' {self.image_size} must be a power of two, 16 or more")
         if self.critical_layers >= self.layers:
             raise ValueError(f"'critical_layers' must be less than 'layers' {self.layers}")
+        for key in ("channel_base", "discriminator_channel_base"):
+            if getattr(self, key) < self.image_size:  # the finest layers would have no channel
+                raise ValueError(f"{key!r} must be at least 'image_size' {self.image_size}")
         return self
 
 
@@ -83,6 +86,10 @@ class Method(OneStepMethod[StyleGANParams]):
 
     def schedule(self, shared: TrainParams) -> ScheduleParams | None:
         return None
+
+    def check_training(self, shared: TrainParams, processes: int) -> None:
+        section, groups = f"method.{self.name}.train", self.model.group_size
+        require_fit(shared.precision, self.train.batch_size, groups, processes, section)
 
     def data(self, dataset: str, text_multiple: int = 1, only: Collection[str] | None = None) -> TrainingData:
         return pixel_data(self.name, self.model, self.train.flip, dataset, only)

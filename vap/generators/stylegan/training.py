@@ -62,6 +62,29 @@ class GanBatch(Movable):
         return GanBatch(change(self.real), change(self.label), change(self.z), change(self.z_label))
 
 
+def require_fit(precision: str, batch_size: int, groups: int, processes: int, section: str) -> None:
+    """Refuse settings that adversarial training cannot take.
+
+    Args:
+        precision: of params.yaml: train.
+        groups: images of a group of the discriminator.
+        section: of params.yaml that has batch_size.
+
+    Raises:
+        VapError: the precision is fp16, or several processes would divide a group.
+    """
+    if precision == "fp16":
+        fix = "set it to bf16 or fp32"
+        raise VapError("params.yaml: train.precision", "fp16", "bf16 or fp32, for two networks", fix)
+    if processes > 1 and batch_size % (processes * groups):
+        raise VapError(
+            f"params.yaml: {section}.batch_size",
+            str(batch_size),
+            f"a multiple of {processes * groups}: whole groups of {groups} in each of {processes} processes",
+            "change it, or compute.processes",
+        )
+
+
 class GanLearner(Learner[GanBatch]):
     """A generator and its discriminator; the generator's weights are averaged.
 
@@ -86,9 +109,8 @@ class GanLearner(Learner[GanBatch]):
         accelerator: Accelerator,
         seed: int,
     ) -> None:
-        if shared.precision == "fp16":
-            fix = "set it to bf16 or fp32"
-            raise VapError("params.yaml: train.precision", "fp16", "bf16 or fp32, for two networks", fix)
+        groups = discriminator.group_size
+        require_fit(shared.precision, own.batch_size, groups, accelerator.num_processes, section)
         self.data, self.own, self.seed = data, own, seed
         self.accelerator, device = accelerator, accelerator.device
         self.generator = generator.to(device).train()
@@ -104,14 +126,6 @@ class GanLearner(Learner[GanBatch]):
         self.ema = Ema(generator, decay, shared.ema_warmup)
         self.ada = AdaptiveProbability(own.ada_target or 0.0, own.ada_kimg)
         self.r1 = 0.0  # of the last step that had it
-        groups, several = discriminator.group_size, accelerator.num_processes
-        if several > 1 and own.batch_size % (several * groups):
-            raise VapError(
-                f"params.yaml: {section}.batch_size",
-                str(own.batch_size),
-                f"a multiple of {several * groups}: whole groups of {groups} in each of {several} processes",
-                "change it, or compute.processes",
-            )
         self.piece = max((compute.micro_batch or own.batch_size) // groups * groups, groups)
         mode = compute.compile_mode(accelerator.device.type, own.steps)
         if mode is not None:  # the discriminator is differentiated twice, which compiled code is not

@@ -199,7 +199,7 @@ class UViT(nn.Module):
     ) -> None:
         super().__init__()
         if size % patch:
-            raise ValueError(f"latents of side {size} cannot be cut into patches of side {patch}")
+            raise ValueError(f"latents of side {size} cannot be cut into patches of side {patch} (patch)")
         if depth % 2:
             raise ValueError(f"depth {depth} is odd; half of the blocks go in, half go out")
         if final_init not in ("identity", "published"):
