@@ -15,7 +15,7 @@ from toy import PROJECT, settings
 from vap.autoencoders.autoencoder import small_kl
 from vap.common.errors import VapError
 from vap.generators.latents import LatentMethod
-from vap.params import load
+from vap.profiles import load_profile
 from vap.workflow import snakemake as pipeline
 from vap.workflow.check import PARTS, absent_files, check
 
@@ -149,7 +149,7 @@ def test_what_is_in_order_passes() -> None:
 
 @pytest.mark.parametrize("path", sorted((PROJECT / "config").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_profile_passes(path: Path) -> None:
-    check(load(path))
+    check(load_profile(path))
 
 
 def test_an_autoencoder_that_is_there_says_its_own_factor(tmp_path: Path) -> None:
