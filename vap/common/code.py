@@ -17,8 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# These cannot change what a stage writes: the values that params.py reads and hands on are in the plan by
-# key, and the others only show, name or guard what is done.
+# These cannot change what a stage writes, and what they use is not followed: the values that params.py reads
+# and hands on are in the plan by key, and the others only show, name or guard what is done.
 SILENT = frozenset(
     f"vap/{name}.py"
     for name in ("__init__", "params", "common/yaml_files", "common/progress", "common/errors", "common/code")
@@ -79,12 +79,14 @@ def uses(file: Path) -> frozenset[Path]:
         for node in ast.walk(_tree(file))
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and MODULE.fullmatch(node.value)
     ]
-    if file == Path(__file__).resolve():
-        named = []  # STAGES
     data = file.with_suffix("")
     beside = data.rglob("*") if data.is_dir() else ()
     own = {path for path in beside if path.is_file() and not path.suffix.startswith(".py")}
     return imports(file) | _files(named) | own
+
+
+def _path(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
 
 
 @cache
@@ -105,11 +107,10 @@ def closure(modules: Iterable[str]) -> frozenset[str]:
     seen: set[Path] = set()
     while todo:
         file = todo.pop()
-        if file not in seen:
+        if file not in seen and _path(file) not in SILENT:
             seen.add(file)
             todo.extend(uses(file))
-    paths = {file.relative_to(ROOT).as_posix() for file in seen if _text_of(file)}
-    return frozenset(paths - SILENT)
+    return frozenset(_path(file) for file in seen if _text_of(file))
 
 
 def code_of(modules: Iterable[str]) -> dict[str, str]:

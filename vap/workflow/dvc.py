@@ -36,7 +36,7 @@ def run_stage(name: str) -> int:
         DVC's exit status.
 
     Raises:
-        VapError: dvc.lock is not readable and no cut copy of a whole one.
+        VapError: as `mend`.
     """
     return run("repro", "--single-item", name)
 
@@ -96,14 +96,14 @@ def mend() -> None:
                 "made is restored from the cache or made again",
             )
         shutil.copyfile(LOCK, DAMAGED)
-        source = "the last whole copy"
-        before = KEPT.read_text(encoding="utf-8") if KEPT.is_file() else _committed()
-        if not KEPT.is_file():
-            source = "the last commit" if before else "nothing: there is no whole copy"
-        if before and is_whole(before):
+        source, before = "the last whole copy", KEPT.read_text(encoding="utf-8") if KEPT.is_file() else ""
+        if not before:
+            source, before = "the last commit", _committed()
+        if is_whole(before):
             with atomic(LOCK) as part:
                 part.write_text(before, encoding="utf-8")
         else:
+            source = "nothing: there is no whole copy"
             LOCK.unlink()
         print(
             f"{LOCK}: was cut off or damaged, as by a killed run; put back from {source}. The damaged "

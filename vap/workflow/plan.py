@@ -129,7 +129,7 @@ def value_of(config: Mapping[str, Any], key: str) -> Any:
     """The value under a dotted key; None where a mapping on the way lacks it, as `ablation.other` may."""
     found: Any = config
     for name in key.split("."):
-        found = found.get(name) if found else None
+        found = found.get(name) if isinstance(found, Mapping) else None
     return found
 
 

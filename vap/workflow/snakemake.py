@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import operator
 import os
 import shutil
 import subprocess
@@ -24,6 +23,7 @@ from vap.params import ABSENT, PARAMS_FILE, Params, parse
 from vap.workflow import warm
 from vap.workflow.check import PARTS, absent_files
 from vap.workflow.dvc import keep, stale_stages
+from vap.workflow.plan import value_of
 
 MARKS = Path(".snakemake/stale")
 CHECKED = Path(".snakemake/checked")  # the hash of what check_settings has found in order, a line a part
@@ -88,10 +88,9 @@ def dvc_stages() -> Mapping[str, Any]:
 
 
 def _listed(config: Mapping[str, Any], key: str) -> Any:
-    try:
-        return functools.reduce(operator.getitem, key.split("."), config)
-    except (KeyError, TypeError):
-        raise VapError(DVC_FILE, f"the name {key}", "a key of params.yaml", "correct one of them") from None
+    if (found := value_of(config, key)) is None:
+        raise VapError(DVC_FILE, f"the name {key}", "a key of params.yaml", "correct one of them")
+    return found
 
 
 def stage_items(config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
