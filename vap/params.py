@@ -33,9 +33,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 Percent = Annotated[str, Field(pattern=r"^([1-9][0-9]?|100)$")]  # as text: it is a part of stage names
 Label = Annotated[str, Field(min_length=1)]
 FIGURE_PIXELS = 2**29  # 1.6 GB while it is drawn
-RUN_NAME = (
-    r"(?P<method>.+)_(?:seed(?P<seed>\d+)|data(?P<percent>\d+))"  # of a method's further run (vap.runs)
-)
+RUN_NAME = re.compile(r"(?P<method>.+)_(?:seed(?P<seed>\d+)|data(?P<percent>\d+))")
 QUESTIONS = Path(__file__).parent / "captioning" / "questions"
 
 
@@ -75,10 +73,28 @@ Features = Annotated[str, AfterValidator(_features)]
 Kind = Literal["images", "latents", "prompts"]
 
 
+def run_parts(name: str) -> tuple[str, int | None, int | None]:
+    """What a run's name says: its method, its seed and its percent of the images, None where it says none."""
+    found = RUN_NAME.fullmatch(name)
+    if found is None:
+        return name, None, None
+    seed, percent = (int(part) if part else None for part in found.group("seed", "percent"))
+    return found["method"], seed, percent
+
+
 def method_of(name: str) -> str:
     """The method of a run, by the run's name alone."""
-    found = re.fullmatch(RUN_NAME, name)
-    return found["method"] if found else name
+    return run_parts(name)[0]
+
+
+def seed_run(method: str, seed: int) -> str:
+    """The name of a method's run with another seed."""
+    return f"{method}_seed{seed}"
+
+
+def share_run(method: str, percent: int) -> str:
+    """The name of a method's run on a share of the training images."""
+    return f"{method}_data{percent}"
 
 
 class Section(BaseModel):
@@ -486,16 +502,15 @@ class Params(Section):
     def _check_runs(self) -> None:
         """Each run stands once under what its method learns from: these lists are matrices of dvc.yaml."""
         for name in self.methods:
-            found = re.fullmatch(RUN_NAME, name)
-            if found is None:
-                continue
-            if found["percent"]:
+            method, seed, percent = run_parts(name)
+            if percent is not None:
                 raise ValueError(f"methods names {name!r}, a run for Table 3: its place is learns_from")
-            if found["method"] not in self.methods:
-                raise ValueError(f"methods names {name!r} without {found['method']!r} itself")
-            if name != f"{found['method']}_seed{int(found['seed'])}" or int(found["seed"]) == self.seed:
+            if method not in self.methods:
+                raise ValueError(f"methods names {name!r} without {method!r} itself")
+            if seed is not None and (name != seed_run(method, seed) or seed == self.seed):
                 raise ValueError(f"methods names {name!r}: N of METHOD_seedN is another than seed")
-        shares = [f"{m}_data{p}" for m in self.downstream.sources for p in self.downstream.generator_ratios]
+        own = self.downstream
+        shares = [share_run(m, int(percent)) for m in own.sources for percent in own.generator_ratios]
         listed = [name for names in self.learns_from.values() for name in names]
         if sorted(listed) != sorted([*self.methods, *shares]):
             more = f" and, for downstream.generator_ratios, {shares}" if shares else ""
@@ -514,8 +529,8 @@ class Params(Section):
 
     def seeds_of(self, method: str) -> list[int]:
         """The further seeds with which a method is trained and sampled once more."""
-        runs = [re.fullmatch(RUN_NAME, name) for name in self.methods]
-        return [int(run["seed"]) for run in runs if run is not None and run["method"] == method]
+        runs = map(run_parts, self.methods)
+        return [seed for own, seed, _ in runs if own == method and seed is not None]
 
     def check_sources(self) -> None:
         """Refuse a source of Table 3 that is no method; asked for by what makes that table alone.

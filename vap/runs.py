@@ -10,11 +10,10 @@ settings and what it learns from are its method's.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from vap.common.errors import VapError
-from vap.params import RUN_NAME, Params, method_of
+from vap.params import Params, method_of, run_parts, seed_run, share_run
 
 __all__ = ["Run", "method_of", "run_of", "runs_of", "seed_run", "share_run"]
 
@@ -36,25 +35,13 @@ class Run:
     percent: int | None = None
 
 
-def seed_run(method: str, seed: int) -> str:
-    """The name of a method's run with another seed."""
-    return f"{method}_seed{seed}"
-
-
-def share_run(method: str, percent: int) -> str:
-    """The name of a method's run on a share of the training images."""
-    return f"{method}_data{percent}"
-
-
 def runs_of(params: Params) -> dict[str, Run]:
     """All runs that params.yaml names, by name: `methods` first."""
     listed = [name for names in params.learns_from.values() for name in names]
     runs = {}
     for name in dict.fromkeys([*params.methods, *params.ablation.without, *listed]):
-        found = re.fullmatch(RUN_NAME, name)
-        more = found.groupdict() if found else {}
-        seed, percent = more.get("seed"), more.get("percent")
-        runs[name] = Run(name, method_of(name), int(seed or params.seed), int(percent) if percent else None)
+        method, seed, percent = run_parts(name)
+        runs[name] = Run(name, method, params.seed if seed is None else seed, percent)
     return runs
 
 

@@ -181,17 +181,25 @@ def load(folder: Path, fix: str = "run the latents stage") -> Autoencoder:
             net = LinearNet(config["patch"], config["latent_channels"])
             net.load_state_dict(load_file(folder / WEIGHTS))
             return Linear(net)
-        if name == "AutoencoderKL":
-            from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-            return KL(_pretrained(AutoencoderKL, folder))
-        if name == "AutoencoderTiny":
-            from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
-
-            return Tiny(_pretrained(AutoencoderTiny, folder))
+        if (found := _of_diffusers(name)) is not None:
+            kind, network = found
+            return kind(_pretrained(network, folder))
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise VapError(folder, f"no loadable autoencoder ({error})", expected, fix) from None
     raise VapError(folder, f"a {name}", expected, fix)
+
+
+def _of_diffusers(name: str) -> tuple[type[KL] | type[Tiny], Any] | None:
+    """What a `_class_name` of diffusers is here, and its network there; None of another."""
+    if name == "AutoencoderKL":
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+        return KL, AutoencoderKL
+    if name == "AutoencoderTiny":
+        from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+
+        return Tiny, AutoencoderTiny
+    return None
 
 
 def _pretrained(cls: Any, folder: Path) -> Any:
@@ -243,10 +251,8 @@ def unfitted(settings: LatentsParams, size: int) -> Autoencoder:
     return small_kl(size, own.patch, own.channels, own.latent_channels)
 
 
-def sketch(settings: LatentsParams, size: int) -> tuple[int, int]:
-    """Down-sampling and channels of the autoencoder that `latents` asks for; no weights are read.
-
-    Of a folder that is not there yet: 8 and 4, as of Stable Diffusion's and of TAESD.
+def outline(settings: LatentsParams, size: int) -> Autoencoder | None:
+    """The autoencoder that `latents` asks for, without its weights; None of a folder that is not there yet.
 
     Args:
         size: the images' side.
@@ -254,32 +260,34 @@ def sketch(settings: LatentsParams, size: int) -> tuple[int, int]:
     Raises:
         VapError: the folder's configuration is no autoencoder's.
     """
-    config = settings.weights / CONFIG if settings.pretrained else None
-    if config is not None and not config.is_file():
-        return 8, 4
-    with torch.device("meta"):
-        ae = unfitted(settings, size) if config is None else _of_config(config)
-    return ae.factor, ae.latent_channels
-
-
-def _of_config(file: Path) -> Autoencoder:
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
-
+    if not settings.pretrained:
+        return unfitted(settings, size)
+    file = settings.weights / CONFIG
+    if not file.is_file():
+        return None
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-        match config["_class_name"]:
-            case "AutoencoderKL":
-                return KL(AutoencoderKL.from_config(config))
-            case "AutoencoderTiny":
-                return Tiny(AutoencoderTiny.from_config(config))
-            case "LinearAutoencoder":
-                return Linear(LinearNet(config["patch"], config["latent_channels"]))
-            case other:
-                raise ValueError(f"a {other}")
+        name = config["_class_name"]
+        if name == LINEAR:
+            return Linear(LinearNet(config["patch"], config["latent_channels"]))
+        if (found := _of_diffusers(name)) is None:
+            raise ValueError(f"a {name}")
+        kind, network = found
+        return kind(network.from_config(config))
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        found = f"no autoencoder's configuration ({in_brief(error)})"
-        raise VapError(file, found, "diffusers'", "correct params.yaml: latents.path") from None
+        told = f"no autoencoder's configuration ({in_brief(error)})"
+        raise VapError(file, told, "diffusers'", "correct params.yaml: latents.path") from None
+
+
+def sketch(settings: LatentsParams, size: int) -> tuple[int, int]:
+    """Down-sampling and channels of `outline`; where that is None those of Stable Diffusion's and TAESD.
+
+    Raises:
+        VapError: as `outline`.
+    """
+    with torch.device("meta"):
+        ae = outline(settings, size)
+    return (8, 4) if ae is None else (ae.factor, ae.latent_channels)
 
 
 def require_multiple(size: int, factor: int) -> None:

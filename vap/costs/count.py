@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from vap.common.errors import VapError
@@ -251,19 +249,16 @@ def autoencoder(settings: str, size: int) -> Coder:
 
 
 def _autoencoder(latents: LatentsParams, size: int) -> Any:
-    from vap.autoencoders.autoencoder import KL, Tiny, unfitted
+    from vap.autoencoders.autoencoder import KL, Tiny, outline
 
-    if not latents.pretrained:
-        return unfitted(latents, size)
+    if (found := outline(latents, size)) is not None:
+        return found
     if latents.autoencoder == "taesd":
         from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 
         return Tiny(AutoencoderTiny())
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    file = Path(latents.path or "") / "config.json"
-    if file.is_file():
-        return KL(AutoencoderKL.from_config(json.loads(file.read_text(encoding="utf-8"))))
     return KL(
         AutoencoderKL(  # of CompVis/stable-diffusion
             down_block_types=("DownEncoderBlock2D",) * 4,
