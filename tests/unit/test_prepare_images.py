@@ -81,11 +81,11 @@ def test_png_is_as_it_was() -> None:
 def test_a_large_jpeg_is_decoded_no_larger_than_is_of_use(tmp_path: Path) -> None:
     areas = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
     Image.fromarray(areas).resize((600, 450), Image.Resampling.BICUBIC).save(tmp_path / "x.jpg", quality=95)
-    whole, digest = images.open_rgb(tmp_path / "x.jpg")
+    whole, digest, _ = images.open_rgb(tmp_path / "x.jpg")
     for at_least, size in ((0, (600, 450)), (225, (300, 225)), (226, (600, 450)), (192, (300, 225))):
-        image, same = images.open_rgb(tmp_path / "x.jpg", at_least)
+        image, same, _ = images.open_rgb(tmp_path / "x.jpg", at_least)
         assert (image.size, same) == (size, digest)
-    smaller, _ = images.open_rgb(tmp_path / "x.jpg", images.GAP * 64)
+    smaller, *_ = images.open_rgb(tmp_path / "x.jpg", images.GAP * 64)
     difference = np.asarray(images.fit_image(smaller, 64, "squash")).astype(int)
     difference -= np.asarray(images.fit_image(whole, 64, "squash"))
     assert np.abs(difference).mean() < 1

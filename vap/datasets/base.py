@@ -48,11 +48,13 @@ class RawImage:
         image: mode RGB.
         sha256: of the raw file's bytes; of the pixels, for a phantom.
         attributes: a phantom's known attributes; None for a real image.
+        odd: what the file has that is hardly meant (modes.as_rgb).
     """
 
     image: Image.Image
     sha256: str
     attributes: dict[str, str] | None = None
+    odd: tuple[str, ...] = ()
 
     @property
     def pixels(self) -> Pixels:
@@ -203,7 +205,8 @@ def load_file(item: Item, at_least: int = 0) -> RawImage:
         UnreadableImage: the file is no whole image.
     """
     assert item.source is not None
-    return RawImage(*images.open_rgb(item.source, at_least))
+    image, digest, odd = images.open_rgb(item.source, at_least)
+    return RawImage(image, digest, odd=odd)
 
 
 def split_name(name: str) -> Split:

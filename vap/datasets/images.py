@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import struct
 import warnings
 import zlib
@@ -17,16 +18,19 @@ from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from vap.common.artifacts import atomic
 from vap.common.errors import VapError
+from vap.datasets.modes import UnknownRange, as_rgb
 
 Pixels = npt.NDArray[np.uint8]
 Storage = Literal["png", "png-fast", "raw"]
 
 JPEG = {".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg"}
-SUFFIXES = frozenset({".png", *JPEG, ".tif", ".tiff", ".bmp", ".dib", ".gif", ".webp", ".pgm", ".ppm"})
+SUFFIXES = frozenset(
+    {".png", *JPEG, ".tif", ".tiff", ".bmp", ".dib", ".gif", ".webp", ".pbm", ".pgm", ".pnm", ".ppm"}
+)
 FORMATS = (
     "PNG",
     "JPEG",
@@ -37,6 +41,22 @@ FORMATS = (
     "WEBP",
     "PPM",
 )  # no format that runs a program, as EPS does
+HEAD = 132  # bytes that tell what a file is
+BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # sizes: "BM" alone may begin any text
+CONTENTS = {  # what a file begins with
+    "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "JPEG": re.compile(rb"\xff\xd8\xff"),
+    "TIFF": re.compile(rb"II[*+]\0|MM\0[*+]"),
+    "BMP": re.compile(rb"BM"),
+    "GIF": re.compile(rb"GIF8[79]a"),
+    "WebP": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
+    "HEIC or AVIF": re.compile(rb".{4}ftyp(hei|hev|mif|msf|avi)", re.DOTALL),
+    "JPEG 2000": re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"),
+}
+READ = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WebP")  # of them
+REPLACE = "replace or remove the file"
+CONVERT = "convert it to a PNG of 8 or 16 bits"
+FROM_DICOM = "convert it, as its window shows it, to PNG (with dcmj2pnm of DCMTK, or pydicom)"
 MAX_PIXELS = 89_478_485  # of one image (256 MiB as RGB); Pillow's own bound
 MAX_BYTES = 2**29  # of one image file
 PNG_LEVEL = 6  # fixed, so that the same pixels are the same bytes
@@ -88,31 +108,45 @@ class File(Protocol):
 class UnreadableImage(VapError):
     """One image file cannot be used; the others may be."""
 
-    def __init__(self, path: object, found: str) -> None:
-        super().__init__(
-            path,
-            found,
-            "a whole image (PNG, JPEG, TIFF, BMP, GIF, WebP or PNM)",
-            "replace or remove the file, or set prepare.on_error: skip",
-        )
+    def __init__(self, path: object, found: str, fix: str = REPLACE) -> None:
+        expected = "a whole image (PNG, JPEG, TIFF, BMP, GIF, WebP or PNM)"
+        super().__init__(path, found, expected, f"{fix}, or set prepare.on_error: skip")
+
+
+def content(head: bytes) -> str:
+    """What a file is by its first HEAD bytes, whatever its name: one of CONTENTS, "DICOM", or else ""."""
+    if head[128:132] == b"DICM":
+        return "DICOM"
+    if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") not in BMP_HEADERS:
+        return ""
+    return next((kind for kind, magic in CONTENTS.items() if magic.match(head)), "")
+
+
+def content_of(path: Path) -> str:
+    """As `content`, of a file on disk; "" where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return content(file.read(HEAD))
+    except OSError:
+        return ""
 
 
 def read(file: File) -> tuple[Pixels, str]:
     """The pixels of an image file, and the sha256 of its bytes (hex).
 
-    The EXIF orientation is applied and transparency is laid over black. 16-bit grey is scaled from
-    0..65535, whatever range the file uses. Of a file with several images the first is taken.
+    The picture is the one that an ordinary viewer shows (vap.datasets.modes), upright as its EXIF says; of a
+    file with several the first. What kind of image it is, its content says, not its suffix.
 
     Raises:
         UnreadableImage: no regular file, no image, truncated, empty, over MAX_PIXELS or MAX_BYTES,
-            not to be opened, or with pixel values of unknown range (float, more than 16 bits).
+            not to be opened, or with pixel values of unknown range.
     """
-    image, digest = open_rgb(file)
+    image, digest, _ = open_rgb(file)
     return np.asarray(image), digest
 
 
-def open_rgb(file: File, at_least: int = 0) -> tuple[Image.Image, str]:
-    """As `read`, with the image as Pillow's, mode RGB.
+def open_rgb(file: File, at_least: int = 0) -> tuple[Image.Image, str, tuple[str, ...]]:
+    """As `read`, with the image as Pillow's, mode RGB; and what is odd about it (modes.as_rgb).
 
     Args:
         at_least: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (libjpeg's scaled IDCT, which
@@ -128,13 +162,17 @@ def open_rgb(file: File, at_least: int = 0) -> tuple[Image.Image, str]:
         if isinstance(file, Path) and (size := file.stat().st_size) > MAX_BYTES:
             raise UnreadableImage(file, f"{size} bytes (limit {MAX_BYTES})")
         data = file.read_bytes()
-        return _decode(file, data, at_least), hashlib.sha256(data).hexdigest()
+        image, odd = _decode(file, data, at_least)
+        return image, hashlib.sha256(data).hexdigest(), odd
     except (VapError, MemoryError):
         raise
     except PermissionError:
         raise UnreadableImage(file, "no permission to read it") from None
     except UnidentifiedImageError:
         what = "no image that Pillow can read" if data else "an empty file"
+        if kind := content(data[:HEAD]):
+            fix = FROM_DICOM if kind == "DICOM" else REPLACE if kind in READ and kind != "TIFF" else CONVERT
+            raise UnreadableImage(file, f"{what}, {kind} by its content", fix) from None
         raise UnreadableImage(file, what) from None
     except Image.DecompressionBombError as error:
         raise UnreadableImage(file, f"a decompression bomb? ({error})") from None
@@ -142,7 +180,7 @@ def open_rgb(file: File, at_least: int = 0) -> tuple[Image.Image, str]:
         raise UnreadableImage(file, f"a broken image ({error})") from None
 
 
-def _decode(file: File, data: bytes, at_least: int) -> Image.Image:
+def _decode(file: File, data: bytes, at_least: int) -> tuple[Image.Image, tuple[str, ...]]:
     with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
         width, height = opened.size
         if width * height > MAX_PIXELS:
@@ -152,27 +190,10 @@ def _decode(file: File, data: bytes, at_least: int) -> Image.Image:
             raise UnreadableImage(file, f"an image of {width}x{height} pixels")
         if at_least:
             opened.draft("", (at_least, at_least))
-        opened.load()
         try:
-            image = ImageOps.exif_transpose(opened)
-        except Exception:  # a broken EXIF block does not spoil the pixels
-            image = opened
-        return _rgb(file, image)
-
-
-def _rgb(file: File, image: Image.Image) -> Image.Image:
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise UnreadableImage(file, "32-bit pixels of unknown range (8 or 16 bits are read)")
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise UnreadableImage(file, "floating-point pixels of unknown range")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
-        return Image.alpha_composite(black, rgba).convert("RGB")
-    return image.convert("RGB")
+            return as_rgb(opened, data)
+        except UnknownRange as error:
+            raise UnreadableImage(file, str(error), CONVERT) from None
 
 
 def fit(pixels: Pixels, size: int, how: Literal["squash", "crop"]) -> Pixels:
