@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vap.common.errors import Stopped, VapError
+from vap.common.errors import Stopped, VapError, plain
 from vap.workflow.warm import hand_over
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def draw(
 
     used = run(_params(dataset, method), dataset, method, label, text, n, out, seed, texts)
     for line in dict.fromkeys(text for text in used if text):
-        print(line)
+        print(plain(line))
     print(out)
 
 
@@ -225,8 +225,10 @@ def plan() -> None:
     """Write data/plan/: what decides the output of each stage beside the data that it reads."""
     from vap.common.yaml_files import read_yaml
     from vap.params import ABSENT, PARAMS_FILE, parse
+    from vap.workflow.dvc import pass_over_links
     from vap.workflow.plan import write_plan
 
+    pass_over_links()
     config = read_yaml(PARAMS_FILE, "the settings", ABSENT)
     write_plan(parse(config), config)
 

@@ -155,15 +155,56 @@ def test_files_that_a_folder_of_images_ignores_are_counted(images: bool) -> None
         files["groups.csv"] = f"path,group\n{rows}".encode()
     lay_out(ROOT, files)
     status, text = check("folder")
-    told = line(text, "Warning: 9 files that are no images by their suffix are ignored")
-    assert told.endswith(": 7 .dcm, 1 no suffix, 1 .zip")
+    told = line(text, "Warning: passed over, as no images by their suffix")
+    assert told.endswith(": 7 .dcm, 1 .zip (to be unpacked), 1 no suffix")
     assert status == (0 if images else 1)
     assert ("found no image" in text) is not images
 
 
 def test_nothing_is_said_where_nothing_is_ignored() -> None:
     lay_out(ROOT, {f"{c}/{i}.jpg": layouts.picture(i + 10 * ord(c)) for c in "ab" for i in range(3)})
-    assert "ignored" not in check("folder")[1]
+    assert "Warning" not in check("folder")[1]
+
+
+def file_of(pixels: Any, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.asarray(pixels)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_pictures_that_are_hardly_meant_are_told_by_kind() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    disc = (np.hypot(*np.mgrid[-99:99, -70:128]) < 60).astype(np.uint8)
+    pages = [Image.fromarray(noise[i:]) for i in range(3)]
+    files = {f"{c}/{i}.jpg": layouts.picture(i + 10 * ord(c)) for c in "ab" for i in range(3)}
+    files |= {f"a/black{i}.png": file_of(np.zeros((9, 9), np.uint8)) for i in range(4)}
+    files |= {
+        "a/clear.png": file_of(np.dstack([noise, 0 * noise[..., 0]])),
+        "a/dark.png": file_of(noise // 16),
+        "a/twelve.png": file_of(noise[..., 0].astype(np.uint16) * 16),
+        "a/stack.tif": file_of(noise, "TIFF", save_all=True, append_images=pages),
+        "b/two.png": file_of(disc * 255),
+        "b/lossy.jpg": file_of(disc * 255, "JPEG", quality=60),
+        "b/labels.png": file_of(disc + disc.T),
+        "b/ISIC_0000001_segmentation.png": file_of(noise),
+        "b/masks/17.png": file_of(noise[::-1]),
+        "b/damask.png": file_of(noise[:, ::-1]),
+        "b/16.png": file_of(noise[..., 0].astype(np.uint16) * 257),
+    }
+    lay_out(ROOT, {f"train/{path}": data for path, data in files.items()})
+    lay_out(ROOT, {f"test/{c}/0.jpg": layouts.picture(ord(c)) for c in "ab"})
+    status, text = check("folder")
+    assert status == 0  # it is no fault of the dataset's
+    told = [line.removeprefix("Warning: ") for line in text.splitlines() if line.startswith("Warning: ")]
+    assert {line.replace("train__", "") for line in told} == {
+        "4 images of a single color: a__black0, a__black1, a__black2, …",
+        "1 images wholly transparent, so black: a__clear",
+        "1 images whose values differ by 16 of 255 at most: a__dark",
+        "1 images of 16 bits that use a quarter of them or less (12 bits in a file of 16?): a__twelve",
+        "1 images with several pages or frames, of which the first is used: a__stack",
+        "3 images that look like masks: two values, or 8 colors at most: b__labels, b__lossy, b__two",
+        "2 images named like masks: b__ISIC_0000001_segmentation, b__masks__17",
+    }
 
 
 def smooth(seed: int) -> bytes:

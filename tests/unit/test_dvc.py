@@ -129,3 +129,73 @@ def test_what_is_stale_is_told_by_name(small: Path) -> None:
 
 def test_the_record_of_the_project_is_whole() -> None:
     assert is_whole(Path(__file__).parents[2].joinpath(LOCK).read_text(encoding="utf-8"))
+
+
+# ── links to nothing ────────────────────────────────────────────────────────────────────────────────
+
+NAMES = (
+    "z.jpg",
+    ".#lock",
+    "zä [1]*.jpg ",
+    "!x#\\b",
+    "a\nb",
+    "deep/x.png",
+    b"\xff.png".decode(errors="surrogateescape"),
+)
+
+
+@pytest.fixture
+def two_datasets(small: Path) -> Path:
+    stages = [
+        f"  {n}: {{cmd: ls data/raw/{n} > {n}.txt, deps: [data/raw/{n}], outs: [{n}.txt]}}\n"
+        for n in ("one", "two")
+    ]
+    Path("dvc.yaml").write_text(f"stages:\n  plan: {{cmd: 'true'}}\n{''.join(stages)}", encoding="utf-8")
+    LOCK.unlink()
+    for name in ("one/deep", "two"):
+        (dvc.RAW / name).mkdir(parents=True)
+        (dvc.RAW / name / "x").touch()
+    assert run("repro") == 0
+    return dvc.RAW / "one"
+
+
+def test_a_link_to_nothing_in_one_dataset_stops_no_other(two_datasets: Path) -> None:
+    (dvc.RAW / ".dvcignore").write_text("*.own\n")
+    for name in NAMES:
+        (two_datasets / name).symlink_to("/nowhere/at all")
+    (two_datasets / "loop").symlink_to(".")
+    assert dvc.stale_stages() <= {"one"}  # the loop is new to it
+    (dvc.RAW / "two/y").touch()
+    assert "two" in dvc.stale_stages()
+    assert run_stage("two") == 0
+    assert run_stage("one") == 0
+    assert dvc.stale_stages() == set()
+    (two_datasets / "z.jpg").unlink()
+    (two_datasets / "z.jpg").symlink_to("x.txt")
+    (two_datasets / "x.txt").touch()
+    assert dvc.stale_stages() == {"one"}
+    assert "/one/z.jpg" not in (dvc.RAW / ".dvcignore").read_text()
+    for name in NAMES[1:]:
+        (two_datasets / name).unlink()
+    dvc.pass_over_links()
+    assert (dvc.RAW / ".dvcignore").read_text() == "*.own\n"
+
+
+def test_a_pattern_hides_its_link_alone(two_datasets: Path) -> None:
+    for name, other in (("a*.jpg", "ab.jpg"), ("a[1].png", "a1.png"), ("x y", "xzy"), ("b\\c", "bc")):
+        (two_datasets / name).symlink_to("nowhere")
+        (two_datasets / other).touch()
+    dvc.stale_stages()
+    assert run_stage("one") == 0
+    assert dvc.stale_stages() == set()
+    for other in ("ab.jpg", "a1.png", "xzy", "bc"):
+        (two_datasets / other).write_text("changed")
+        assert dvc.stale_stages() == {"one"}, other
+        assert run_stage("one") == 0
+
+
+def test_a_dataset_that_is_a_link_to_nothing_is_named(two_datasets: Path) -> None:
+    two_datasets.rename("elsewhere")
+    two_datasets.symlink_to("nowhere")
+    with pytest.raises(VapError, match=r"data/raw/one: found a broken link; expected the dataset's folder"):
+        dvc.stale_stages()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 import zlib
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageCms
 
+from vap.captioning.describer_chat import decode_image
 from vap.datasets import images, modes
 
 Array = npt.NDArray[Any]
@@ -286,6 +288,13 @@ def test_a_mode_gives_its_picture(
     assert (pixels.shape, pixels.dtype) == ((1, 4, 3), np.uint8)
     right = picture if picture.ndim == 2 else picture[:, None].repeat(3, 1)
     assert np.abs(pixels[0].astype(int) - right).max() <= off, pixels[0].tolist()
+
+
+def test_the_measured_describer_sees_the_same_picture() -> None:
+    for file, picture in ((png(16, 0, words(G)), G), (saved(small(RGBA, "RGBA"), "PNG"), OVER_BLACK)):
+        seen = decode_image(f"data:image/png;base64,{base64.b64encode(file).decode()}")
+        right = picture if picture.ndim == 2 else picture[:, None].repeat(3, 1)
+        assert np.abs(seen[0].astype(int) - right).max() <= 1
 
 
 TURNS: dict[int, Callable[[Array], Array]] = {

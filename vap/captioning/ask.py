@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
-import sys
 from collections.abc import Iterator
 
 from vap.captioning.client import ChatClient
@@ -14,7 +13,7 @@ from vap.captioning.questions import Questions
 from vap.captioning.replies import Answer, ImageFailed
 from vap.captioning.server import Served
 from vap.common.artifacts import ArrowFile
-from vap.common.errors import VapError
+from vap.common.errors import VapError, tell
 from vap.common.progress import Progress
 from vap.params import CaptionParams
 
@@ -98,10 +97,9 @@ async def ask_all(
                 for _ in range(min(settings.concurrency, len(todo))):
                     group.create_task(_work(chain, rows, allowed, progress))
     if client.cut_by_context:
-        print(
+        tell(
             f"{label}: the model's context cut {client.cut_by_context} answers before caption.max_tokens: "
-            "raise max_model_len, or lower caption.max_tokens",
-            file=sys.stderr,
+            "raise max_model_len, or lower caption.max_tokens"
         )
 
 

@@ -7,7 +7,6 @@ import contextlib
 import ipaddress
 import json
 import random
-import sys
 import time
 import urllib.parse
 import urllib.request
@@ -19,7 +18,7 @@ import aiohttp
 
 from vap.captioning.questions import Message
 from vap.captioning.replies import Answer, ImageFailed, Key, Reply, Trouble, failure, meaning, message
-from vap.common.errors import VapError
+from vap.common.errors import VapError, tell
 
 # How often each kind of trouble is tried again.
 RETRIES = {"empty": 2, "request": 5, "server": 6}
@@ -215,7 +214,7 @@ class ChatClient:
         pause = min(FIRST_WAIT * 2**endpoint.troubles, 2 * LONGEST_WAIT)
         endpoint.aside_until = time.monotonic() + max(pause, trouble.retry_after)
         if endpoint.troubles == ASIDE_FROM and len(self.endpoints) > 1:
-            print(f"{endpoint.url}: {trouble.words}: its requests go to the others", file=sys.stderr)
+            tell(f"{endpoint.url}: {trouble.words}: its requests go to the others")
 
     async def _alive(self, endpoint: Endpoint) -> bool:
         """Whether a server that failed one request is there for others: vLLM's /health, if it has one."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vap.captioning.measured import describe
+from vap.datasets.modes import as_rgb
 
 MODEL_ID = "measured-describer"
 MAX_MODEL_LEN = 8192
@@ -215,7 +216,7 @@ def _content(content: object, where: str) -> tuple[str, tuple[NDArray[np.uint8],
 
 
 def decode_image(url: str) -> NDArray[np.uint8]:
-    """The image of a data: URL, uint8 [H, W, 3].
+    """The image of a data: URL, uint8 [H, W, 3], as a viewer shows it (vap.datasets.modes).
 
     Raises:
         ChatError: 400 for bad base64, not an image, truncated or a strip; 500 for other URLs,
@@ -234,6 +235,6 @@ def decode_image(url: str) -> NDArray[np.uint8]:
         with Image.open(io.BytesIO(raw)) as opened:
             if max(opened.size) > MAX_ASPECT * min(opened.size):
                 raise bad_request(f"absolute aspect ratio must be smaller than {MAX_ASPECT}")
-            return np.asarray(opened.convert("RGB"))
+            return np.asarray(as_rgb(opened, raw)[0])
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise bad_request(f"cannot identify image file: {error}") from error

@@ -17,7 +17,7 @@ from typing import Any, Self
 import httpx
 
 from vap.captioning.replies import KEY_VARIABLE
-from vap.common.errors import VapError
+from vap.common.errors import VapError, tell
 from vap.params import VllmParams
 
 HOST = "127.0.0.1"
@@ -99,7 +99,7 @@ class Vllm:
         command = self.command()
         inherited = {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
         self._begin = time.monotonic()
-        print(f"vllm: starting {self.settings.model or self.model} (log: {self.log})", file=sys.stderr)
+        tell(f"vllm: starting {self.settings.model or self.model} (log: {self.log})")
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "vap.captioning.guard", *command],
@@ -123,7 +123,7 @@ class Vllm:
             ready = False
         passed = time.monotonic() - self._begin
         if ready:
-            print(f"vllm: ready after {passed:.0f} s", file=sys.stderr)
+            tell(f"vllm: ready after {passed:.0f} s")
         elif self._process.poll() is not None:
             raise self._died(f"exit status {self._process.returncode} before it answered")
         elif passed > self.settings.start_timeout:
@@ -168,7 +168,7 @@ class Vllm:
         """Print the log's last lines; they are returned too."""
         with self.log.open(encoding="utf-8", errors="replace") as file:
             lines = [line.rstrip() for line in collections.deque(file, LAST_LINES)]
-        print(f"vllm: {what}", *(f"  {line}" for line in lines), sep="\n", file=sys.stderr)
+        tell("\n".join([f"vllm: {what}", *(f"  {line}" for line in lines)]))
         return lines
 
     def _died(self, found: str) -> VapError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 
 STEERING = ("Cc", "Cs", "Zl", "Zp")  # categories of characters that steer a terminal
@@ -13,6 +14,11 @@ TURNING = frozenset(
 def plain(text: str) -> str:
     """Text from outside, fit to be printed: what would steer a terminal is shown as a box, newlines stay."""
     return "".join(c if c in "\n\t" or not _steers(c) else "\ufffd" for c in text)
+
+
+def tell(text: str) -> None:
+    """Print a note on standard error. It may hold names of files and classes, which steer no terminal."""
+    print(plain(text), file=sys.stderr)
 
 
 def _steers(c: str) -> bool:

@@ -18,6 +18,12 @@ from vap.common.errors import plain
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 QUOTE = "'"  # before text that a spreadsheet would compute; it shows the text behind it
 
+
+def composed(name: str) -> str:
+    """A name in Unicode's composed form (NFC): macOS writes "ä" as two characters, tables as one."""
+    return unicodedata.normalize("NFC", name)
+
+
 # ── CSV ─────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -7,6 +7,8 @@ import time
 from types import TracebackType
 from typing import Self
 
+from vap.common.errors import plain
+
 LOG_INTERVAL = 10.0  # seconds between lines that go to a file
 
 
@@ -26,7 +28,7 @@ class Progress:
     """
 
     def __init__(self, label: str, total: int, unit: str) -> None:
-        self.label, self.total, self.unit = label, total, unit
+        self.label, self.total, self.unit = plain(label), total, unit
         self.done = self.skipped = 0
         self.start = time.monotonic()
         self._printed = self.start
@@ -63,7 +65,7 @@ class Progress:
         left = duration((self.total - self.done) / rate) if rate > 0 and not end else ""
         time_part = f"in {duration(now - self.start)}" if end else f"ETA {left or '?'}"
         line = f"{self.label}: {self.done}/{self.total} {self.unit}, {rate:.1f} {self.unit}/s, {time_part}"
-        line += f", {info}" if info else ""
+        line += f", {plain(info)}" if info else ""
         if self._tty:
             print(f"\r\033[K{line}", end="\n" if end else "", file=sys.stderr, flush=True)
         else:

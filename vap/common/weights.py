@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import re
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vap.common.errors import VapError, in_brief
+from vap.common.errors import VapError, in_brief, tell
 
 
 def require_timm(where: str, name: str) -> None:
@@ -105,7 +104,7 @@ def read_tensors(path: Path, expected: str, fix: str) -> dict[str, Tensor]:
         where.append(f"{prefix}*")
         found = {name.removeprefix(prefix): value for name, value in found.items()}
     if where:
-        print(f"{path}: the weights are those under {' '.join(where)}", file=sys.stderr)
+        tell(f"{path}: the weights are those under {' '.join(where)}")
     return found
 
 

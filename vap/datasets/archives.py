@@ -20,8 +20,10 @@ from typing import IO
 
 from vap.common.artifacts import WORK, atomic
 from vap.common.errors import VapError
+from vap.common.markup import composed
 from vap.common.progress import Progress
-from vap.datasets.images import MAX_BYTES, SUFFIXES, is_left_behind
+from vap.datasets.images import MAX_BYTES
+from vap.datasets.kinds import READ, SUFFIXES, Passed, content_of, is_left_behind, suffix_of
 
 UNPACKED = WORK / "unpacked"
 TABLES = frozenset({".csv", ".txt", ".xml"})
@@ -101,7 +103,8 @@ class Tree:
 
     An archive's members stand where unpacking would put them: beside it, or in a folder of its name
     where they have none of that name themselves (images_001.tar.gz: images_001/images/...). A loose
-    file hides a member of the same path. Links are followed, hidden files ignored.
+    file hides a member of the same path. Links are followed, hidden files ignored. Paths are in Unicode's
+    composed form, whatever form the disk or the archive has.
 
     Args:
         names: the file names that are wanted of the archives' images; None wants all.
@@ -124,20 +127,26 @@ class Tree:
         self.files: dict[str, Source] = {}
         self.archives: list[Path] = []
         for file in _walk(root):
-            path = file.relative_to(root).as_posix()
+            path = composed(file.relative_to(root).as_posix())
             if path.lower().endswith(ARCHIVES) and path.count("/") < DEPTH:
+                if file.is_symlink() and not file.exists():
+                    raise VapError(file, "a broken link", "an archive", "mend or remove the link")
                 self.archives.append(file)
+            elif path in self.files:
+                found = f"{path} twice, in two forms of Unicode"
+                problem(VapError(root, found, "a name in one form", "rename or remove one of them"))
             else:
                 self.files[path] = file
         for archive in self.archives if open_archives else ():
             zipped = archive.name.lower().endswith(".zip")
             members = list((_zip if zipped else _tar)(root, archive, problem, names))
-            home = archive.parent.relative_to(root)
-            stem = archive.name[: -len(next(s for s in ARCHIVES if archive.name.lower().endswith(s)))]
-            if not any(PurePosixPath(member.path).parts[0] == stem for member in members):
+            home = PurePosixPath(composed(archive.parent.relative_to(root).as_posix()))
+            name = composed(archive.name)
+            stem = name[: -len(next(s for s in ARCHIVES if name.lower().endswith(s)))]
+            if not any(composed(PurePosixPath(member.path).parts[0]) == stem for member in members):
                 home /= stem
             for member in members:
-                self.files.setdefault((home / member.path).as_posix(), member)
+                self.files.setdefault((home / composed(member.path)).as_posix(), member)
 
     def table(self, name: str) -> Source:
         """The file `name`, wherever it is; its place beside the images, where it is nowhere.
@@ -161,9 +170,23 @@ class Tree:
         return found
 
     def images(self, folder: str | None = None) -> dict[str, Source]:
-        """The image files, by path; those below `folder`, if one is given."""
+        """The image files, by path; those below `folder`, if one is given. A loose file may lack a suffix."""
         files = self.files if folder is None else self.below(folder)
-        return {path: file for path, file in files.items() if file.suffix.lower() in SUFFIXES}
+        return {path: file for path, file in files.items() if _is_image(file)}
+
+    def tell_passed(self) -> None:
+        """Print, on standard error, what loose files are neither images nor tables, by reason."""
+        passed = Passed(self.root)
+        for file in self.files.values():
+            if isinstance(file, Path) and file.suffix.lower() not in TABLES:
+                passed.takes(file)
+        passed.tell()
+
+
+def _is_image(file: Source) -> bool:
+    if (suffix := suffix_of(file.name)) or isinstance(file, Member):
+        return suffix in SUFFIXES
+    return content_of(file) in READ
 
 
 def file_of(source: Source) -> Path:
@@ -214,7 +237,7 @@ def _wanted(name: str, names: Collection[str] | None) -> bool:
     if any(is_left_behind(part) for part in path.parts):
         return False
     suffix = path.suffix.lower()
-    return suffix in TABLES or (suffix in SUFFIXES and (names is None or path.name in names))
+    return suffix in TABLES or (suffix in SUFFIXES and (names is None or composed(path.name) in names))
 
 
 def _usable(archive: Path, name: str, size: int, regular: bool, problem: Problem) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from vap.common.errors import VapError, plain
 from vap.common.progress import Progress
@@ -17,8 +17,10 @@ from vap.datasets.archives import Tree
 from vap.datasets.base import SPLITS, Item, LeftOut, Source, open_source
 from vap.datasets.colonoscopy import ColonoscopySource
 from vap.datasets.duplicates import Pair, Print, pairs, thumbnail
-from vap.datasets.images import SUFFIXES, UnreadableImage
+from vap.datasets.images import UnreadableImage
+from vap.datasets.kinds import SUFFIXES, Passed
 from vap.datasets.official import OfficialFile
+from vap.datasets.suspects import Suspects, reasons
 from vap.params import DatasetParams, Params
 
 RAW = Path("data/raw")
@@ -59,13 +61,16 @@ def check(params: Params, dataset: str, against: Sequence[str] = (), quick: bool
             why = "--quick opens no image" if quick else "a phantom has no image files"
             _say(f"\nNot compared with {', '.join(against)}: {why}")
         return good
-    prints, damaged = _read(dataset, source)
+    suspects = Suspects()
+    prints, damaged = _read(dataset, source, suspects)
     _say(f"\n## Images\n\n{len(prints)} readable, {len(damaged)} damaged")
     _examples(damaged)
+    for line in suspects.lines:
+        _say(f"Warning: {line}")
     others: list[Print] = []
     for name in against:
         try:
-            others += _read(name, _open(params, name))[0]
+            others += _read(name, _open(params, name), Suspects())[0]
         except VapError as error:
             _say(f"\n{name} is not compared: {error}")
     return good & _duplicates(pairs(prints, others)) & (not damaged)
@@ -116,19 +121,18 @@ def _files(root: Path, settings: DatasetParams) -> bool:
 
 
 def _ignored(root: Path) -> None:
-    """Warn of the files in a folder of images that are none by their suffix: nothing else tells of them."""
+    """Warn of the files in a folder of images that are none."""
     try:
         tree = Tree(root, LeftOut(skip=True).member, open_archives=False)
     except OSError:  # `_open` says it
         return
-    names = [*tree.files, *(path.relative_to(root).as_posix() for path in tree.archives)]
-    found = [PurePosixPath(name) for name in names if name != "groups.csv"]
-    counts = Counter(path.suffix.lower() or "no suffix" for path in found)
-    if others := {suffix: n for suffix, n in counts.most_common() if suffix not in SUFFIXES}:
-        kinds = ", ".join(f"{n} {suffix}" for suffix, n in others.items())
-        _say(
-            f"\nWarning: {sum(others.values())} files that are no images by their suffix are ignored: {kinds}"
-        )
+    passed = Passed(root)
+    for file in (*tree.files.values(), *tree.archives):
+        if isinstance(file, Path) and file != root / "groups.csv":
+            passed.takes(file)
+    for line in passed.lines:
+        _say(f"\nWarning: {line}")
+    if passed.lines:
         _say(f"Read are {', '.join(sorted(SUFFIXES))}: convert what is to be used.")
 
 
@@ -191,16 +195,16 @@ def _groups(items: Iterable[Item], split: str) -> int:
 # ── images ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _read(dataset: str, source: Source) -> tuple[list[Print], list[str]]:
-    """The prints of the readable images, and a line for each of the others."""
+def _read(dataset: str, source: Source, suspects: Suspects) -> tuple[list[Print], list[str]]:
+    """The prints of the readable images, and a line for each of the others; the odd ones go to `suspects`."""
 
-    def look(item: Item) -> Print | str:
+    def look(item: Item) -> tuple[Print, list[str]] | str:
         try:
             raw = source.load(item)
         except UnreadableImage as error:
             return f"{error.where}: {error.found}"
         place = (dataset, item.split, item.group, item.id)
-        return Print(*place, raw.sha256, thumbnail(raw.image))
+        return Print(*place, raw.sha256, thumbnail(raw.image)), reasons(raw.image, raw.odd, item.source)
 
     prints: list[Print] = []
     damaged: list[str] = []
@@ -214,7 +218,8 @@ def _read(dataset: str, source: Source) -> tuple[list[Print], list[str]]:
                 if isinstance(found, str):
                     damaged.append(found)
                 else:
-                    prints.append(found)
+                    prints.append(found[0])
+                    suspects.add(found[0].id, found[1])
             progress.advance(len(span))
     return prints, damaged
 

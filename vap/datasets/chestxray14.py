@@ -9,12 +9,11 @@ Source: https://nihcc.app.box.com/v/ChestXray-NIHCC (free to use, with citation)
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from vap.common.errors import VapError
+from vap.common.errors import VapError, tell
 from vap.datasets import isic
 from vap.datasets.archives import Source, Tree, file_of
 from vap.datasets.base import FileSource, Item, LeftOut, Split, checked, require_folder
@@ -120,7 +119,7 @@ Row = tuple[str, str, str]  # file:line, label, patient
 
 def _table(root: Path, version: str) -> Path:
     path = root / ("Data_Entry_2017_v2020.csv" if version == "v2020" else "Data_Entry_2017.csv")
-    if not path.is_file() and (other := sorted(root.glob("Data_Entry*.csv"))):
+    if not (path.is_file() or path.is_symlink()) and (other := sorted(root.glob("Data_Entry*.csv"))):
         fix = f"fetch it from {SITE}, or set dataset.NAME.table to the version that is there"
         raise VapError(path, f"no such file, but {other[0].name}", "the table of labels", fix)
     return path
@@ -156,9 +155,8 @@ def _rows(table: Path, include_no_finding: bool, left_out: LeftOut) -> dict[str,
         label = labels.pop()
         if not labels and (include_no_finding or label != NO_FINDING):
             rows[image] = (where, label, row["Patient ID"])
-    print(
-        f"{table}: {len(rows)} of {seen} images have a single label; {several} have several and are left out",
-        file=sys.stderr,
+    tell(
+        f"{table}: {len(rows)} of {seen} images have a single label; {several} have several and are left out"
     )
     return rows
 
@@ -182,12 +180,13 @@ def _listed(
 def _files(tree: Tree, left_out: LeftOut) -> dict[str, Source]:
     """File name to file."""
     files: dict[str, Source] = {}
-    for file in tree.images().values():
-        if file.name in files:
-            error = VapError(file, f"a second file of that name ({files[file.name]})", "one", "remove one")
+    for path, file in tree.images().items():
+        name = PurePosixPath(path).name
+        if name in files:
+            error = VapError(file, f"a second file of that name ({files[name]})", "one", "remove one")
             left_out.add("second files of an id", error)
             continue
-        files[file.name] = file
+        files[name] = file
     return files
 
 

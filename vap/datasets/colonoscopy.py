@@ -6,12 +6,12 @@ lesion, sequence or video are near-duplicates, so they stay on one side of the s
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vap.common.errors import VapError
+from vap.common.errors import VapError, tell
+from vap.common.markup import composed
 from vap.datasets import colonoscopy_parts as parts
 from vap.datasets.base import FileSource, Item, LeftOut, checked, require_folder
 from vap.datasets.colonoscopy_parts import Frame
@@ -102,10 +102,7 @@ def _without_overlap(root: Path, frames: list[Frame]) -> list[Frame]:
     if not {"polypsset", "mesejo"} <= found:
         return frames
     others = [frame for frame in frames if frame.part != "mesejo"]
-    print(
-        f"{root}: {len(frames) - len(others)} frames of Mesejo's videos are left out: PolypsSet has them",
-        file=sys.stderr,
-    )
+    tell(f"{root}: {len(frames) - len(others)} frames of Mesejo's videos are left out: PolypsSet has them")
     return others
 
 
@@ -115,7 +112,7 @@ def _mapped(root: Path, frames: Sequence[Frame], classes: Mapping[str, str | Non
     Raises:
         VapError: a part's name for a class is not among `classes`.
     """
-    known = {name.lower(): label for name, label in classes.items()}
+    known = {composed(name).lower(): label for name, label in classes.items()}
     counts: Counter[tuple[str, str]] = Counter()
     for frame in frames:
         if frame.label.lower() not in known:
@@ -126,5 +123,5 @@ def _mapped(root: Path, frames: Sequence[Frame], classes: Mapping[str, str | Non
         if known[frame.label.lower()] is None:
             counts[frame.part, frame.label] += 1
     for (part, label), count in sorted(counts.items()):
-        print(f"{root}: {count} frames of {part}, {label}, are left out by `classes`", file=sys.stderr)
+        tell(f"{root}: {count} frames of {part}, {label}, are left out by `classes`")
     return [known[frame.label.lower()] for frame in frames]

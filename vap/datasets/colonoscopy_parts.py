@@ -9,8 +9,10 @@ from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
 from vap.common.errors import VapError
+from vap.common.markup import composed
 from vap.datasets.archives import Source, Tree, file_of
 from vap.datasets.base import LeftOut
+from vap.datasets.kinds import stem_of
 from vap.datasets.tables import read_table
 
 SETS = ("train2019", "val2019", "test2019")
@@ -48,7 +50,7 @@ def polypsset(root: Path, inputs: dict[str, Path], left_out: LeftOut) -> list[Fr
     """
     tree = Tree(root, left_out.member)
     table = tree.table("sequences.csv")
-    sequences = _sequences(table, left_out) if table.is_file() else {}
+    sequences = _sequences(table, left_out) if table.is_file() or table.is_symlink() else {}
     if sequences:
         inputs["polypsset sequences"] = file_of(table)
     frames: list[Frame] = []
@@ -67,7 +69,7 @@ def polypsset(root: Path, inputs: dict[str, Path], left_out: LeftOut) -> list[Fr
             except VapError as error:
                 left_out.add("frames without one annotation", error)
                 continue
-            identity = "__".join(("polypsset", name, *PurePosixPath(*parts[1:]).with_suffix("").parts))
+            identity = "__".join(("polypsset", name, *PurePosixPath(stem_of("/".join(parts[1:]))).parts))
             group = f"polypsset-{name}-{sequence}".rstrip("-")
             frames.append(Frame(identity, label, f"polypsset {name}", group, source, not sequence))
     if not frames:
@@ -108,7 +110,7 @@ def _voc_label(frame: Source, annotation: Source | None) -> str:
         if b"<!DOCTYPE" in data or b"<!ENTITY" in data:  # no annotation has them; entities can explode
             raise ValueError("a document type")
         objects = ElementTree.fromstring(data).iter("object")
-        labels = {(node.findtext("name") or "").strip() for node in objects}
+        labels = {composed((node.findtext("name") or "").strip()) for node in objects}
     except (ElementTree.ParseError, ValueError) as error:
         raise VapError(annotation, f"no VOC annotation ({error})", "one in XML", fix) from None
     if len(labels) > 1 or "" in labels:
@@ -127,6 +129,7 @@ def sun(root: Path, inputs: dict[str, Path], left_out: LeftOut) -> list[Frame]:
         VapError: no case, no pathology.csv, or no pathology of a case.
     """
     tree = Tree(root, left_out.member)
+    tree.tell_passed()
     frames: list[Frame] = []
     cases: list[tuple[str, str, str, Source]] = []
     for path, source in tree.images().items():
@@ -153,7 +156,7 @@ def sun(root: Path, inputs: dict[str, Path], left_out: LeftOut) -> list[Frame]:
             continue
         label = pathology[case] if kind == "positive" else NEGATIVE
         group = f"sun-{kind}-{case}"
-        identity = f"{group.replace('-', '__')}__{PurePosixPath(path).stem}"
+        identity = f"{group.replace('-', '__')}__{stem_of(PurePosixPath(path).name)}"
         frames.append(Frame(identity, label, f"sun {kind}", group, source))
     return frames
 
@@ -179,6 +182,7 @@ def mesejo(root: Path, inputs: dict[str, Path], left_out: LeftOut) -> list[Frame
         VapError: no frame, or frames without a folder of their lesion.
     """
     tree = Tree(root, left_out.member)
+    tree.tell_passed()
     frames: list[Frame] = []
     for path, source in tree.images().items():
         parts = PurePosixPath(path).parts
@@ -188,7 +192,7 @@ def mesejo(root: Path, inputs: dict[str, Path], left_out: LeftOut) -> list[Frame
             error = VapError(source, "a frame outside a lesion", expected, "lay it out so")
             left_out.add("frames outside a lesion", error)
             continue
-        names = PurePosixPath(*parts[at + 1 :]).with_suffix("").parts
+        names = PurePosixPath(stem_of("/".join(parts[at + 1 :]))).parts
         frames.append(
             Frame("__".join(("mesejo", *names)), parts[at].lower(), "mesejo", f"mesejo-{names[0]}", source)
         )
@@ -211,19 +215,21 @@ def private(root: Path, inputs: dict[str, Path], left_out: LeftOut) -> list[Fram
     table = tree.table("groups.csv")
     groups: dict[str, str] = {}
     images = tree.images()
-    if table.is_file():
+    tree.tell_passed()
+    if table.is_file() or table.is_symlink():  # a broken link is told
         inputs["private groups"] = file_of(table)
         for where, row in read_table(table, ["path", "group"], "write it, or remove it"):
-            if row["path"] not in images or not row["group"]:
+            path = str(PurePosixPath(row["path"]))
+            if path not in images or not row["group"]:
                 found = f"the path {row['path']!r} or the group {row['group']!r}"
                 expected = f"the path of an image below {root}, and its group"
                 left_out.add("rows of groups", VapError(where, found, expected, "correct the row"))
                 continue
-            if groups.setdefault(row["path"], row["group"]) != row["group"]:
-                raise VapError(where, f"a second group of {row['path']!r}", "one row an image", "remove one")
+            if groups.setdefault(path, row["group"]) != row["group"]:
+                raise VapError(where, f"a second group of {path!r}", "one row an image", "remove one")
     frames: list[Frame] = []
     for path, source in images.items():
-        parts = PurePosixPath(path).with_suffix("").parts
+        parts = PurePosixPath(stem_of(path)).parts
         if len(parts) < 2 or (groups and path not in groups):
             found = "an image outside a class's folder" if len(parts) < 2 else "no row of it in groups.csv"
             error = VapError(source, found, "CLASS/[VIDEO/]**/*.png", "move it, or complete groups.csv")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 import struct
 import warnings
 import zlib
@@ -22,15 +21,12 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from vap.common.artifacts import atomic
 from vap.common.errors import VapError
+from vap.datasets.kinds import FROM_DICOM, HEAD, READ, content
 from vap.datasets.modes import UnknownRange, as_rgb
 
 Pixels = npt.NDArray[np.uint8]
 Storage = Literal["png", "png-fast", "raw"]
 
-JPEG = {".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg"}
-SUFFIXES = frozenset(
-    {".png", *JPEG, ".tif", ".tiff", ".bmp", ".dib", ".gif", ".webp", ".pbm", ".pgm", ".pnm", ".ppm"}
-)
 FORMATS = (
     "PNG",
     "JPEG",
@@ -41,22 +37,8 @@ FORMATS = (
     "WEBP",
     "PPM",
 )  # no format that runs a program, as EPS does
-HEAD = 132  # bytes that tell what a file is
-BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # sizes: "BM" alone may begin any text
-CONTENTS = {  # what a file begins with
-    "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
-    "JPEG": re.compile(rb"\xff\xd8\xff"),
-    "TIFF": re.compile(rb"II[*+]\0|MM\0[*+]"),
-    "BMP": re.compile(rb"BM"),
-    "GIF": re.compile(rb"GIF8[79]a"),
-    "WebP": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
-    "HEIC or AVIF": re.compile(rb".{4}ftyp(hei|hev|mif|msf|avi)", re.DOTALL),
-    "JPEG 2000": re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"),
-}
-READ = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WebP")  # of them
 REPLACE = "replace or remove the file"
 CONVERT = "convert it to a PNG of 8 or 16 bits"
-FROM_DICOM = "convert it, as its window shows it, to PNG (with dcmj2pnm of DCMTK, or pydicom)"
 MAX_PIXELS = 89_478_485  # of one image (256 MiB as RGB); Pillow's own bound
 MAX_BYTES = 2**29  # of one image file
 PNG_LEVEL = 6  # fixed, so that the same pixels are the same bytes
@@ -64,35 +46,10 @@ PNG_FAST = {"compress_level": 1, "compress_type": 3}  # zlib's run-length strate
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = (
     MAX_BYTES  # microscopes write their logs there
 )
-LEFT_BEHIND = frozenset(
-    {
-        "@eadir",  # thumbnails of a Synology server
-        "#recycle",
-        "@recycle",
-        "$recycle.bin",
-        "__macosx",
-        "__pycache__",
-        "desktop.ini",
-        "ehthumbs.db",
-        "icon\r",
-        "lost+found",
-        "system volume information",
-        "thumbs.db",
-    }
-)
 GAP = 3  # an image is reduced by averaging to about this many times its target, then by Lanczos
 
 # of sizes, which are checked here, and of odd metadata; once, since a filter is no thread's own
 warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-def is_left_behind(name: str) -> bool:
-    """Whether a file or folder of this name is what file servers, desktops and notebooks leave behind.
-
-    Hidden ones are too (.DS_Store, ._x.png, .AppleDouble, .ipynb_checkpoints).
-    """
-    hidden = name.startswith(".") and name not in (".", "..")
-    return hidden or name.lower() in LEFT_BEHIND
 
 
 class File(Protocol):
@@ -111,24 +68,6 @@ class UnreadableImage(VapError):
     def __init__(self, path: object, found: str, fix: str = REPLACE) -> None:
         expected = "a whole image (PNG, JPEG, TIFF, BMP, GIF, WebP or PNM)"
         super().__init__(path, found, expected, f"{fix}, or set prepare.on_error: skip")
-
-
-def content(head: bytes) -> str:
-    """What a file is by its first HEAD bytes, whatever its name: one of CONTENTS, "DICOM", or else ""."""
-    if head[128:132] == b"DICM":
-        return "DICOM"
-    if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") not in BMP_HEADERS:
-        return ""
-    return next((kind for kind, magic in CONTENTS.items() if magic.match(head)), "")
-
-
-def content_of(path: Path) -> str:
-    """As `content`, of a file on disk; "" where it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return content(file.read(HEAD))
-    except OSError:
-        return ""
 
 
 def read(file: File) -> tuple[Pixels, str]:

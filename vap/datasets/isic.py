@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
 
-from vap.common.errors import VapError
+from vap.common.errors import VapError, tell
 from vap.datasets.archives import Source, Tree
 from vap.datasets.base import LeftOut
 from vap.datasets.tables import plain_id, read_table
@@ -24,15 +26,21 @@ def in_isic2018(image: str) -> bool:
 def image_files(tree: Tree, folder: str, left_out: LeftOut) -> dict[str, Source]:
     """Image id to file, of the images in `folder`; empty where there is none."""
     files: dict[str, Source] = {}
-    for file in tree.images(folder).values():
+    others: Counter[str] = Counter()
+    for path, file in tree.images(folder).items():
+        image = PurePosixPath(path).stem
         if file.suffix.lower() not in SUFFIXES:
+            others[file.suffix.lower()] += 1
             continue
-        if file.stem in files:
-            found = f"{files[file.stem].name} and {file.name}"
+        if image in files:
+            found = f"{files[image].name} and {file.name}"
             error = VapError(f"{tree.root}/{folder}", found, "one file for every id", "remove one of them")
             left_out.add("second files of an id", error)
             continue
-        files[file.stem] = file
+        files[image] = file
+    if others:
+        kinds = ", ".join(f"{n} {suffix or 'no suffix'}" for suffix, n in others.most_common())
+        tell(f"{tree.root}/{folder}: passed over, since the challenge's images are .jpg: {kinds}")
     return files
 
 

@@ -9,11 +9,10 @@ Each may stay in its zip archive. Source: https://challenge.isic-archive.com/dat
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from vap.common.errors import VapError
+from vap.common.errors import VapError, tell
 from vap.datasets import isic
 from vap.datasets.archives import Source, Tree, file_of
 from vap.datasets.base import FileSource, Item, LeftOut, Split, checked, require_folder
@@ -83,7 +82,7 @@ def _require_images(root: Path, files: Mapping[Split, Mapping[str, Source]]) -> 
         if found:
             continue
         if split == "val":
-            print(f"{root}: no {folder}: the validation set is left out", file=sys.stderr)
+            tell(f"{root}: no {folder}: the validation set is left out")
             continue
         fix = f"fetch {folder}.zip from {SITE} and put it in {root}"
         expected = f"the {OFFICIAL[split].lower()} images"
@@ -129,5 +128,5 @@ def _items(
             absent.append((where, f"{folder}/{image}.jpg"))
     isic.tell_absent(absent, total, f"fetch {folder}.zip from {SITE} again", left_out)
     if extra := len(files) - len(items):
-        print(f"{folder}: {extra} images without a row are left out", file=sys.stderr)
+        tell(f"{folder}: {extra} images without a row are left out")
     return items

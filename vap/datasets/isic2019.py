@@ -10,13 +10,12 @@ Source: https://challenge.isic-archive.com/data/#2019 (CC BY-NC 4.0).
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vap.common.errors import VapError
+from vap.common.errors import VapError, tell
 from vap.datasets import isic
 from vap.datasets.archives import Source, Tree, file_of
 from vap.datasets.base import FileSource, Item, LeftOut, checked, require_folder
@@ -64,10 +63,7 @@ class Isic2019Source(FileSource):
         by_image = split([replace(item, group=item.id) for item in items], test_fraction, seed)
         divided, several = divided_lesions(items, by_image)
         what = "divides" if settings.split == "image" else "would divide"
-        print(
-            f"{root}: a split by image {what} {divided} of the {several} lesions with several images",
-            file=sys.stderr,
-        )
+        tell(f"{root}: a split by image {what} {divided} of the {several} lesions with several images")
         done = by_image if settings.split == "image" else split(items, test_fraction, seed)
         self.items = checked(root, done, self.classes)
 
@@ -85,7 +81,7 @@ def _without_isic2018(root: Path, items: list[Item], exclude: bool) -> list[Item
     others = [item for item in items if not isic.in_isic2018(item.id)]
     common = len(items) - len(others)
     end = "left out" if exclude else "kept (dataset.NAME.exclude_isic2018)"
-    print(f"{root}: {common} of {len(items)} images are training images of ISIC 2018: {end}", file=sys.stderr)
+    tell(f"{root}: {common} of {len(items)} images are training images of ISIC 2018: {end}")
     return others if exclude else items
 
 

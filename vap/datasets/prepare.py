@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ import pyarrow as pa
 from PIL import Image
 
 from vap.common.artifacts import SCHEMAS, ArrowFile, atomic, build_arrow, canonical, provenance
-from vap.common.errors import VapError
+from vap.common.errors import VapError, tell
 from vap.datasets import archives, images
 from vap.datasets.ahead import Ahead
 from vap.datasets.base import SPLITS, Item, RawImage, Source, open_source, require_training
@@ -70,7 +69,7 @@ def run(params: Params, dataset: str) -> Path:
     record["listing"] = listing_digest(items)
 
     for note in source.left_out.notes:
-        print(f"{root}: {note}", file=sys.stderr)
+        tell(f"{root}: {note}")
 
     # a phantom is drawn under the interpreter's lock, where a second thread is only in the way
     workers = None if any(item.source for item in items) else 1
@@ -156,10 +155,9 @@ def _tell_untested(path: Path, root: Path) -> None:
     metadata = ArrowFile(path, "prepared").metadata
     tested = metadata["counts"].get("test", {})
     if untested := [label for label in metadata["classes"] if not tested.get(label)]:
-        print(
+        tell(
             f"{root}: no test image of {', '.join(untested)}: these classes have no unseen descriptions "
-            "(Table 2) and no scores (Table 3); move some to the test split, or raise prepare.test_fraction",
-            file=sys.stderr,
+            "(Table 2) and no scores (Table 3); move some to the test split, or raise prepare.test_fraction"
         )
 
 
@@ -173,7 +171,7 @@ def _account_for_skipped(path: Path, root: Path, classes: Sequence[str], listed:
     if not (missing := listed - len(file)):
         return
     first = file.metadata["notes"][-missing]
-    print(f"{root}: {missing} unreadable images left out; the first: {first}", file=sys.stderr)
+    tell(f"{root}: {missing} unreadable images left out; the first: {first}")
     rows = list(zip(file.column("split"), file.column("label"), strict=True))
     require_training(root, rows, classes)
     with atomic(path) as part, pa.memory_map(str(path)) as mapped:

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator, Sequence
 
 from vap.common.errors import VapError
+from vap.common.markup import composed
 from vap.datasets.archives import Source
 
 
@@ -33,7 +34,7 @@ def read_text(path: Source, what: str, fix: str) -> str:
         VapError: the file is absent, damaged or not UTF-8.
     """
     if not path.is_file():
-        raise VapError(path, "no such file", what, fix)
+        raise VapError(path, "a broken link" if path.is_symlink() else "no such file", what, fix)
     try:
         data = path.read_bytes()
     except ValueError as error:
@@ -49,14 +50,14 @@ def read_text(path: Source, what: str, fix: str) -> str:
 def read_list(path: Source, fix: str) -> dict[str, str]:
     """The names of a list, a line each, with the place of each: "file:line".
 
-    A byte-order mark, CRLF and blank lines are accepted.
+    A byte-order mark, CRLF and blank lines are accepted. Names are in Unicode's composed form.
 
     Raises:
         VapError: the file is absent, not UTF-8 or empty, or names something twice or a path.
     """
     names: dict[str, str] = {}
     for number, line in enumerate(read_text(path, "a list of image names", fix).splitlines(), 1):
-        if not (name := line.strip()):
+        if not (name := composed(line.strip())):
             continue
         where = f"{path}:{number}"
         if plain_id(where, name) in names:
@@ -70,7 +71,7 @@ def read_list(path: Source, fix: str) -> dict[str, str]:
 def read_table(path: Source, columns: Sequence[str], fix: str) -> Iterator[tuple[str, dict[str, str]]]:
     """The rows of a CSV file with a header, as ("file:line", column to stripped value).
 
-    A byte-order mark, CRLF and blank lines are accepted.
+    A byte-order mark, CRLF and blank lines are accepted. Values are in Unicode's composed form.
 
     Args:
         columns: that the file must have; it may have others.
@@ -98,7 +99,7 @@ def read_table(path: Source, columns: Sequence[str], fix: str) -> Iterator[tuple
             if len(values) <= max(places.values()):  # what follows may be empty, as in NIH's table
                 found, expected = f"{len(values)} values", f"{len(header)} values"
                 raise VapError(where, found, expected, "complete the row")
-            yield where, {name: values[i].strip() for name, i in places.items()}
+            yield where, {name: composed(values[i].strip()) for name, i in places.items()}
     except csv.Error as error:
         where = f"{path}:{reader.line_num}"
         raise VapError(where, f"no CSV ({error})", "a CSV row", "correct the row") from None

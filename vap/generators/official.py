@@ -8,7 +8,6 @@ U-ViT's class-conditional checkpoints count the null class among theirs: 1,001 r
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vap.common.artifacts import atomic, write_safetensors
-from vap.common.errors import VapError
+from vap.common.errors import VapError, tell
 from vap.common.weights import read_tensors
 from vap.generators.uvit.network import UViT
 
@@ -111,7 +110,7 @@ def take(
         raise VapError(f"{path}: {wrong[0]}", what, f"{tuple(whole[wrong[0]].shape)}: {expected}", fix)
     net.load_state_dict(taken, strict=False)
     fresh = f"; left as initialised: {', '.join(missing)}" if missing else ""
-    print(f"{path}: {len(taken)} of {len(whole)} tensors taken{fresh}", file=sys.stderr)
+    tell(f"{path}: {len(taken)} of {len(whole)} tensors taken{fresh}")
 
 
 def _positions(found: Mapping[str, Tensor], place: str, net: UViT, path: Path) -> Tensor:

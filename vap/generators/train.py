@@ -19,7 +19,7 @@ from vap.common.artifacts import (
     write_json,
     write_safetensors,
 )
-from vap.common.errors import VapError
+from vap.common.errors import VapError, tell
 from vap.common.places import latents_path, model_path, prepared_path, set_up_torch, training_log_path
 from vap.datasets.share import share_of
 from vap.generators.base import Shapes, built, method_of
@@ -174,4 +174,4 @@ def _preview(
             "a sample grid",
             "see `vap preview`",
         )
-    print(f"step {step}: {picture}", file=sys.stderr)
+    tell(f"step {step}: {picture}")

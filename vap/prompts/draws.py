@@ -13,7 +13,6 @@ A condition is spelled so in the command, in file names and in every record.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vap.common.errors import VapError
+from vap.common.errors import VapError, tell
+from vap.common.markup import composed
 from vap.common.places import bank_path
 from vap.prompts.bank import NULL_ROW, PromptBank, TokenSource
 from vap.prompts.encoders import TextEncoder, load_encoder
@@ -260,6 +260,7 @@ def read_sentences(path: Path, classes: Sequence[str], label: str | None = None)
             path, f"no readable text ({error})", "class<TAB>sentence a line, in UTF-8", "name such a file"
         ) from None
     found: list[tuple[str, str]] = []
+    known = {composed(name): name for name in classes}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue
@@ -271,15 +272,16 @@ def read_sentences(path: Path, classes: Sequence[str], label: str | None = None)
                     f"{path}:{number}", "a sentence without a class", "class<TAB>sentence", "name the class"
                 )
             name, sentence = only, line
-        if name.strip() not in classes or not sentence.strip():
-            what = f"class {name.strip()!r}" if sentence.strip() else "no sentence"
+        name = known.get(composed(name.strip()), name.strip())
+        if name not in classes or not sentence.strip():
+            what = f"class {name!r}" if sentence.strip() else "no sentence"
             raise VapError(
                 f"{path}:{number}",
                 what,
                 f"a class of {', '.join(classes)} and a sentence",
                 "correct the line",
             )
-        found.append((name.strip(), sentence.strip()))
+        found.append((name, sentence.strip()))
     for wanted in classes if label is None else [label]:
         if not any(name == wanted for name, _ in found):
             raise VapError(path, f"no sentence of class {wanted!r}", "at least one", "add a line")
@@ -314,10 +316,9 @@ class SentenceDraws:
             self.rows.setdefault(label, []).append(row)
             encoded = encoder.encode([sentence])[0]  # alone: no batch-mate matters
             if encoded.whole > bank.max_tokens:
-                print(
+                tell(
                     f"{sentence!r}: found {encoded.whole} tokens; the bank has encode.max_tokens: "
-                    f"{bank.max_tokens}, so its end is cut off",
-                    file=sys.stderr,
+                    f"{bank.max_tokens}, so its end is cut off"
                 )
             exact = torch.from_numpy(encoded.tokens)
             self.states.append(unpack(*store(exact, bank.dtype)))

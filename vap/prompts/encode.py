@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vap.common.artifacts import SCHEMAS, ArrowFile, build_arrow, canonical, provenance
-from vap.common.errors import VapError
+from vap.common.errors import VapError, tell
 from vap.common.places import bank_path, captions_path, prepared_path, set_up_torch
 from vap.params import EncodeParams, Params
 from vap.prompts.encoders import TextEncoder, load_encoder
@@ -41,10 +40,9 @@ def run(params: Params, dataset: str) -> Path:
     prepared = ArrowFile(prepared_path(dataset), "prepared")
     texts = _texts(prepared, captions_path(dataset))
     if undescribed := len(texts[0]["ids"]):
-        print(
+        tell(
             f"encode {dataset}: {undescribed} of {len(prepared)} images have no description; "
-            "they get the null prompt",
-            file=sys.stderr,
+            "they get the null prompt"
         )
     encoder = load_encoder(settings.encoder, settings.max_tokens, device)
     record = provenance(
@@ -69,11 +67,10 @@ def run(params: Params, dataset: str) -> Path:
         error = StateError.of(StateError(**part["error"]) for part in parts)
         cut, longest = sum(part["cut"] for part in parts), max(part["longest"] for part in parts)
         if cut:
-            print(
+            tell(
                 f"encode {dataset}: {cut} of {len(texts) - 1} descriptions are longer than "
                 f"encode.max_tokens: {settings.max_tokens}, the longest has {longest} tokens; their ends "
-                "are cut off",
-                file=sys.stderr,
+                "are cut off"
             )
         return {
             "encoder": settings.encoder,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from vap.common.errors import tell
 from vap.common.artifacts import ArrowFile, atomic
 from vap.datasets.images import Pixels, decode, encode_image
 from vap.results.lettering import Lettering
@@ -53,11 +53,8 @@ def run(params: Params, dataset: str) -> Path:
     page = _draw(rows, columns, params.prepare.image_size * settings.zoom, letters)
     if letters.lacking:
         letter, text = next(iter(letters.lacking.items()))
-        print(
-            f"figure {dataset}: the font has no {letter!r} of {text!r}; such letters lose their accents, or "
-            "stand there as code points; name a font that has them in params.yaml: figure.font",
-            file=sys.stderr,
-        )
+        tell(f"figure {dataset}: the font has no {letter!r} of {text!r}; such letters lose their accents, or "
+            "stand there as code points; name a font that has them in params.yaml: figure.font")
     with atomic(figure_path(dataset)) as part:
         part.write_bytes(encode_image(page))
     return figure_path(dataset)

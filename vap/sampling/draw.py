@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from vap.common.errors import VapError
+from vap.common.markup import composed
 from vap.common.places import bank_path, model_path, set_up_torch
 from vap.datasets.images import write_grid
 from vap.datasets.share import share_of
@@ -49,9 +50,11 @@ def draw(
         raise VapError("--out", str(target), "FILE.png", "name it so: PNG is what is written")
     device = set_up_torch(params.compute)
     generator = Generator(model_path(dataset, method), device, params.method, params.sample, params.compute)
-    if label not in generator.classes:
+    names = [composed(name) for name in generator.classes]
+    if composed(label) not in names:
         raise VapError("--label", repr(label), f"one of {', '.join(generator.classes)}", "name one")
-    c = generator.classes.index(label)
+    c = names.index(composed(label))
+    label = generator.classes[c]
     labels = torch.full((n,), c)
     texts: list[str | None] = [None] * n
     condition, bank = Condition(labels), None

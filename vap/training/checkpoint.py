@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vap.common.artifacts import atomic, file_sha256, write_safetensors
-from vap.common.errors import VapError, in_brief
+from vap.common.errors import VapError, in_brief, tell
 
 KEEP = 2  # newest checkpoints
 
@@ -82,7 +81,7 @@ def load_newest(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, A
                 parts[name] = load_file(file)
             return parts, state
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            print(f"{candidate}: damaged ({error}); trying the one before", file=sys.stderr)
+            tell(f"{candidate}: damaged ({error}); trying the one before")
     return None
 
 

@@ -11,7 +11,6 @@ import csv
 import json
 import os
 import signal
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from vap.common.errors import Stopped, VapError
+from vap.common.errors import Stopped, VapError, tell
 from vap.common.progress import Progress
 from vap.training import checkpoint
 from vap.training.batch import Movable
@@ -250,7 +249,7 @@ class _SigtermFlag:
 
     def __enter__(self) -> None:
         def remember(*_: object) -> None:
-            print("SIGTERM: saving the state", file=sys.stderr)
+            tell("SIGTERM: saving the state")
             self._raised = True
 
         self._old = signal.signal(signal.SIGTERM, remember)

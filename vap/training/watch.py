@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vap.common.errors import VapError
+from vap.common.errors import VapError, tell
 
 if TYPE_CHECKING:
     from vap.training.loop import Learner
@@ -112,4 +112,4 @@ class Watch:
         try:
             self._draw(step, weights)
         except (VapError, OSError) as error:
-            print(f"no preview of step {step}: {error}", file=sys.stderr)
+            tell(f"no preview of step {step}: {error}")

@@ -4,28 +4,35 @@ DVC writes its record, dvc.lock, and its list of who uses which file, .dvc/tmp/r
 between the first and the last byte it leaves a file that every later command refuses. A whole dvc.lock is
 therefore kept aside after each stage and put back when DVC stops over a damaged one. What a lost entry had
 made is still in DVC's cache, so that its stage is restored, not run again.
+
+A link to nothing in one dataset would stop DVC for all of them: such links are listed in data/raw/.dvcignore.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
 
 from vap.common.artifacts import atomic
-from vap.common.errors import VapError
+from vap.common.errors import VapError, tell
 
 LOCK = Path("dvc.lock")
 KEPT = Path(".dvc/tmp/dvc.lock.whole")
 DAMAGED = Path("dvc.lock.damaged")
 TABLE = Path(".dvc/tmp/rwlock")
 CONFLICT = "<<<<<<< "
+RAW = Path("data/raw")
+BROKEN = "# links to nothing, listed anew by each run\n"  # what stands above it is the user's
 LOOKS, BETWEEN = 4, 1.0  # seconds; DVC needs less to write a file
 
 
@@ -63,15 +70,57 @@ def stale_stages() -> set[str]:
         VapError: DVC cannot read the project.
     """
     mend()
+    pass_over_links()
     result = subprocess.run([sys.executable, "-m", __name__], capture_output=True, text=True)
     if result.returncode:
         # the first paragraph: who holds the file, where another run is going on
         found = result.stderr.rpartition("ERROR: ")[2].partition("\n\n")[0] or "?"
         if "is busy" in found:
             raise VapError("dvc status", found, "no other run", "wait for that one, or end it")
+        if gone := [path for path in RAW.glob("*") if path.is_symlink() and not path.exists()]:
+            fix = "mend or remove the link, or take it out of `datasets`"
+            raise VapError(gone[0], "a broken link", "the dataset's folder", fix)
         raise VapError("dvc status", found, "a readable record", "see `dvc status`")
     status = json.loads(result.stdout.strip().splitlines()[-1]) if result.stdout.strip() else {}
     return {name.removeprefix("dvc.yaml:") for name in status} - {"plan"}
+
+
+def pass_over_links() -> None:
+    """List the links to nothing below data/raw/DATASET in data/raw/.dvcignore.
+
+    The stage that reads such a dataset tells of them, where it matters. A link that is mended is listed no
+    more, and its dataset is prepared again.
+    """
+    file = RAW / ".dvcignore"
+    before = file.read_text(encoding="utf-8") if file.is_file() else ""
+    own, rule = before.partition(BROKEN)[0], ""
+    if broken := sorted(set(_broken_links(RAW))):
+        rule = BROKEN + "".join(f"/{_pattern(path.relative_to(RAW).as_posix())}\n" for path in broken)
+    if own + rule == before:
+        return
+    if not own + rule:
+        file.unlink()
+        return
+    with atomic(file) as part:
+        part.write_text(own + rule, encoding="utf-8")
+
+
+def _broken_links(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_symlink() and not os.path.exists(entry.path):
+                yield Path(entry.path)
+            elif entry.is_dir():
+                yield from _broken_links(Path(entry.path), (*above, real))
+
+
+def _pattern(path: str) -> str:
+    """What matches `path` alone in .dvcignore; "?" stands for what no line of it can hold."""
+    escaped = re.sub(r"([\\*?\[\]])", r"\\\1", path).replace(" ", "[ ]")
+    return re.sub(r"[\n\r\ud800-\udfff]", "?", escaped)
 
 
 # ── what a kill leaves ────────────────────────────────────────────────────────────────────────────
@@ -105,10 +154,9 @@ def mend() -> None:
         else:
             source = "nothing: there is no whole copy"
             LOCK.unlink()
-        print(
+        tell(
             f"{LOCK}: was cut off or damaged, as by a killed run; put back from {source}. The damaged "
-            f"file is kept as {DAMAGED}.",
-            file=sys.stderr,
+            f"file is kept as {DAMAGED}."
         )
 
 

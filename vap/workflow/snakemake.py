@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vap.common.errors import VapError
+from vap.common.errors import VapError, tell
 from vap.common.yaml_files import read_yaml
 from vap.params import ABSENT, PARAMS_FILE, Params, parse
 from vap.workflow import warm
@@ -174,6 +174,6 @@ def warm_up(params: Params, *, local: bool) -> None:
     The import is for jobs that run on this machine's CPU.
     """
     for line in absent_files(params):
-        print(line, file=sys.stderr)
+        tell(line)
     if params.compute.warm_start and local and warm.worth_it(params.compute.device):
         warm.start()
