@@ -272,6 +272,15 @@ def test_images_of_another_suffix_than_the_challenges_are_told(capsys: pytest.Ca
     assert "passed over, since the challenge's images are .jpg: 3 .png" in capsys.readouterr().err
 
 
+def test_many_suffixes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    files = {f"{c}/{i}.jpg": picture(i + 10 * ord(c)) for c in "ab" for i in range(3)}
+    lay_out(ROOT, files | {f"a/x.s{i:03d}": b"" for i in range(100)} | {"a/y.s050": b""})
+    source("folder", {})
+    told = capsys.readouterr().err
+    assert "suffix: 2 .s050, 1 .s000," in told
+    assert "1 .s010, 88 of 88 other suffixes\n" in told
+
+
 # ── names that steer ────────────────────────────────────────────────────────────────────────────────
 
 

@@ -54,7 +54,7 @@ def clear(*values: int) -> bytes:
 
 
 def tiff(
-    data: bytes, photometric: int, bits: Sequence[int], order: str = "<", pages: int = 1, **tags: int
+    data: bytes, photometric: int | None, bits: Sequence[int], order: str = "<", pages: int = 1, **tags: int
 ) -> bytes:
     """An uncompressed TIFF of 1 x 4 pixels; `tags`: planar, extra (samples), form (of samples)."""
     strips = len(bits) if tags.get("planar") == 2 else 1
@@ -63,7 +63,7 @@ def tiff(
         257: [1],
         258: bits,
         259: [1],
-        262: [photometric],
+        **({} if photometric is None else {262: [photometric]}),
         273: [8 + i * len(data) // strips for i in range(strips)],
         277: [len(bits)],
         278: [1],
@@ -273,6 +273,7 @@ ROWS: list[tuple[str, Callable[[], bytes], Array, int]] = [
             ),
         )
     ),
+    ("grey tiff of 16 bits that does not say which", lambda: tiff(words(G, "<"), None, [16]), G, 0),
     ("tiff of two pages", lambda: tiff(bytes(G.tolist()), 1, [8], pages=2), G, 0),
 ]
 

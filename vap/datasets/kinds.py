@@ -13,6 +13,7 @@ SUFFIXES = frozenset(
     {".png", *JPEG, ".tif", ".tiff", ".bmp", ".dib", ".gif", ".webp", ".pbm", ".pgm", ".pnm", ".ppm"}
 )
 PACKED = (".zip", ".tar", ".tgz", ".7z", ".rar")
+KINDS = 12  # suffixes that are told one by one
 HEAD = 132  # bytes that tell what a file is
 BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # sizes: "BM" alone may begin any text
 CONTENTS = {  # what a file begins with
@@ -136,9 +137,10 @@ class Passed:
             lines.append(f"passed over, as DICOM by content: {dicom}, the first {first}; {FROM_DICOM}")
         left, broken = counts.pop(LEFT, 0), counts.pop(BROKEN, 0)
         if counts:
-            kinds = ", ".join(
-                f"{n} {suffix}" for suffix, n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-            )
+            ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+            kinds = ", ".join(f"{n} {suffix}" for suffix, n in ordered[:KINDS])
+            if rest := sum(n for _, n in ordered[KINDS:]):
+                kinds += f", {rest} of {len(ordered) - KINDS} other suffixes"
             lines.append(f"passed over, as no images by their suffix: {kinds}")
         if broken:
             first = self._first[BROKEN].relative_to(self._root)

@@ -44,7 +44,7 @@ def as_rgb(opened: Image.Image, data: bytes) -> tuple[Image.Image, tuple[str, ..
     inverted, bits = False, 16
     if opened.format == "TIFF":
         tags = opened.tag_v2  # type: ignore[attr-defined]
-        inverted = tags.get(PHOTOMETRIC, WHITE_IS_ZERO) == WHITE_IS_ZERO
+        inverted = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO  # absent: black is, as libtiff has it
         sizes = tags.get(BITS, (1,))
         bits = 12 if tuple(sizes) == (12,) else 16
         if tags.get(PLANAR) == 2 and len(sizes) > 1 and max(sizes) > 8:  # Pillow takes its bytes for pixels
