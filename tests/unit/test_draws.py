@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +20,7 @@ import vap.prompts.draws as module
 from vap.autoencoders.autoencoder import small_kl
 from vap.common.artifacts import ArrowFile
 from vap.common.errors import VapError
+from vap.common.markup import same_name
 from vap.common.weights import read_tensors
 from vap.generators import train
 from vap.prompts.bank import PromptBank
@@ -377,6 +381,23 @@ def test_a_model_is_exported(trained: Any, suffix: str) -> None:
     target = Path(f"new/folder/w.{suffix}")
     export("own", "uvit", target)
     assert "pos_embed" in read_tensors(target, "", "")
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("known", ["NFC", "NFD"])
+def test_a_class_may_be_named_in_either_form(form: Any, known: Any, tmp_path: Path) -> None:
+    classes = [unicodedata.normalize(known, "Nävus"), "b"]
+    label = unicodedata.normalize(form, "Nävus")
+    (tmp_path / "x.txt").write_text(f"b\tOne.\n{label}\tTwo.\n", encoding="utf-8")
+    assert read_sentences(tmp_path / "x.txt", classes) == [("b", "One."), (classes[0], "Two.")]
+    assert same_name(label, classes) == classes[0]
+    assert same_name("Navus", classes) is None
+
+
+def test_the_export_needs_no_other_module_to_be_imported_first() -> None:
+    subprocess.run(
+        [sys.executable, "-c", "import vap.sampling.export"], check=True, cwd=Path(__file__).parents[2]
+    )
 
 
 @pytest.mark.parametrize("name", ["w.bin", "w", "w.SAFETENSORS"])

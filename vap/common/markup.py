@@ -24,6 +24,11 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def same_name(name: str, names: Iterable[str]) -> str | None:
+    """That of `names` which is `name`, in either of Unicode's forms; None if none is."""
+    return next((one for one in names if composed(one) == composed(name)), None)
+
+
 # ── CSV ─────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 from vap.common.artifacts import atomic, write_safetensors
 from vap.common.errors import VapError, tell
 from vap.common.weights import read_tensors
-from vap.generators.uvit.network import UViT
+
+if TYPE_CHECKING:  # its package imports this module
+    from vap.generators.uvit.network import UViT
 
 PUBLISHED_TEXTS = (77, 256)  # tokens: of CLIP in the official code, of BiomedCLIP in the authors'
 FRESH = ("label_emb.", "context_embed.")  # may be absent or of another size: other classes, another encoder
@@ -42,7 +45,7 @@ def write(net: nn.Module, path: Path) -> None:
     Raises:
         VapError: the network has parts that the official code lacks.
     """
-    if not isinstance(net, UViT) and not getattr(net, "official_names", False):
+    if not getattr(net, "official_names", False):
         what = "a network with prototypes" if hasattr(net, "pcm") else f"a {type(net).__name__}"
         raise VapError(path, what, "a U-ViT or a DiT, which have official codes", "export uvit or dit")
     with atomic(path) as part:
@@ -64,9 +67,9 @@ def start_from(net: nn.Module, path: Path) -> None:
     """
     found = read(path)
     if not any(name.startswith("uvit.") for name in found):
-        prefix = "" if isinstance(net, UViT) else "uvit."
+        prefix = "uvit." if hasattr(net, "uvit") else ""
         found = {prefix + name: value for name, value in found.items()}
-    uvit: UViT = net if isinstance(net, UViT) else net.uvit  # type: ignore[assignment]
+    uvit: UViT = getattr(net, "uvit", net)  # type: ignore[arg-type]
     place = "" if uvit is net else "uvit."
     if f"{place}decoder_pred.weight" in found and f"{place}final_layer.weight" not in found:
         last = uvit.final_layer  # U-ViT-H has none (conv=False): the identity is the same function

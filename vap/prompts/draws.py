@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from vap.common.errors import VapError, tell
-from vap.common.markup import composed
+from vap.common.markup import same_name
 from vap.common.places import bank_path
 from vap.prompts.bank import NULL_ROW, PromptBank, TokenSource
 from vap.prompts.encoders import TextEncoder, load_encoder
@@ -260,7 +260,6 @@ def read_sentences(path: Path, classes: Sequence[str], label: str | None = None)
             path, f"no readable text ({error})", "class<TAB>sentence a line, in UTF-8", "name such a file"
         ) from None
     found: list[tuple[str, str]] = []
-    known = {composed(name): name for name in classes}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue
@@ -272,7 +271,7 @@ def read_sentences(path: Path, classes: Sequence[str], label: str | None = None)
                     f"{path}:{number}", "a sentence without a class", "class<TAB>sentence", "name the class"
                 )
             name, sentence = only, line
-        name = known.get(composed(name.strip()), name.strip())
+        name = same_name(name.strip(), classes) or name.strip()
         if name not in classes or not sentence.strip():
             what = f"class {name!r}" if sentence.strip() else "no sentence"
             raise VapError(

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from vap.common.errors import VapError
-from vap.common.markup import composed
+from vap.common.markup import same_name
 from vap.common.places import bank_path, model_path, set_up_torch
 from vap.datasets.images import write_grid
 from vap.datasets.share import share_of
@@ -50,11 +50,9 @@ def draw(
         raise VapError("--out", str(target), "FILE.png", "name it so: PNG is what is written")
     device = set_up_torch(params.compute)
     generator = Generator(model_path(dataset, method), device, params.method, params.sample, params.compute)
-    names = [composed(name) for name in generator.classes]
-    if composed(label) not in names:
+    if (known := same_name(label, generator.classes)) is None:
         raise VapError("--label", repr(label), f"one of {', '.join(generator.classes)}", "name one")
-    c = names.index(composed(label))
-    label = generator.classes[c]
+    label, c = known, generator.classes.index(known)
     labels = torch.full((n,), c)
     texts: list[str | None] = [None] * n
     condition, bank = Condition(labels), None

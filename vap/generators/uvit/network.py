@@ -182,6 +182,8 @@ class UViT(nn.Module):
     Tokens: [label], time, [context …], patches, the order of the official code's two variants.
     """
 
+    official_names = True  # vap.generators.official.write takes it as it is
+
     def __init__(
         self,
         *,
