@@ -165,9 +165,7 @@ def test_links_to_nothing_beside_the_images_stop_no_reader(
         (place / "later").symlink_to("/nowhere/at/all")
         (place / "notes.md").symlink_to("gone.md")
     assert source(adapter, options).items == right
-    told = capsys.readouterr().err
-    if reader in ("folder", "sun", "mesejo", "private"):
-        assert "passed over, as links to nothing: " in told
+    assert "passed over, as links to nothing: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -216,6 +214,22 @@ def test_an_archive_that_is_a_link_to_nothing() -> None:
     (ROOT / "more.zip").symlink_to("gone.zip")
     with pytest.raises(VapError, match=r"more\.zip: found a broken link; expected an archive"):
         source("isic2019", {})
+
+
+@pytest.mark.parametrize(
+    ("reader", "home"),
+    [("isic2018", "ISIC2018_Task3_Test_Input"), ("isic2019", "ISIC_2019_Training_Input")],
+)
+def test_a_folder_of_images_that_is_a_link_to_nothing(
+    reader: str, home: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter, files, _, options = READERS[reader]
+    lay_out(ROOT, files())
+    (ROOT / home).rename("elsewhere")
+    (ROOT / home).symlink_to("/nowhere")
+    with pytest.raises(VapError, match=f"{home}: found no images"):
+        source(adapter, options)
+    assert f"passed over, as links to nothing: 1, the first {home}" in capsys.readouterr().err
 
 
 # ── suffixes and content ────────────────────────────────────────────────────────────────────────────

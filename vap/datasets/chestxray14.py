@@ -103,6 +103,7 @@ class ChestXray14Source(FileSource):
             rows = _listed(table, rows, side, self.left_out)
         # only these are unpacked of the archives
         tree = Tree(root, self.left_out.member, frozenset(rows))
+        tree.tell_passed()
         items = _items(root, rows, _files(tree, self.left_out), self.left_out)
         checked(root, items, self.classes)
         if settings.split == "official":

@@ -49,6 +49,7 @@ def polypsset(root: Path, inputs: dict[str, Path], left_out: LeftOut) -> list[Fr
         VapError: none of the three sets is there, or an annotation is absent or wrong.
     """
     tree = Tree(root, left_out.member)
+    tree.tell_passed()
     table = tree.table("sequences.csv")
     sequences = _sequences(table, left_out) if table.is_file() or table.is_symlink() else {}
     if sequences:

@@ -56,6 +56,7 @@ class Isic2018Source(FileSource):
         require_folder(root, f"fetch {ARCHIVES} and {GROUPINGS} from {SITE} and put them there")
         self.left_out = LeftOut(skip)
         tree = Tree(root, self.left_out.member)
+        tree.tell_passed()
         files = {split: isic.image_files(tree, _folder(split), self.left_out) for split in OFFICIAL}
         _require_images(root, files)
         groups = tree.table(GROUPINGS)

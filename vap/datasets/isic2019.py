@@ -50,6 +50,7 @@ class Isic2019Source(FileSource):
         require_folder(root, f"fetch {FOLDER}.zip, {TRUTH} and {METADATA} from {SITE} and put them there")
         self.left_out = LeftOut(skip)
         tree = Tree(root, self.left_out.member)
+        tree.tell_passed()
         files = isic.image_files(tree, FOLDER, self.left_out)
         if not files:
             fix = f"fetch {FOLDER}.zip from {SITE} and put it in {root}"
