@@ -13,8 +13,9 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 from toy import BANK, CLASSES, WIDTH, bank_row, write
 
-from vap.common.errors import VapError, plain
+from vap.common.errors import VapError, plain, tell
 from vap.common.markup import cell, html_text, markdown, uncell, write_csv
+from vap.common.progress import Progress
 from vap.prompts import report
 from vap.results.table import lines_of
 
@@ -47,6 +48,17 @@ def test_a_description_with_markup_is_shown_as_it_is(bank: None) -> None:
 def test_an_error_never_steers_the_terminal() -> None:
     line = str(VapError("a\x1b]0;title\x07.png", "b\x9b2J\u202e", "c", "d"))
     assert line == "a\ufffd]0;title\ufffd.png: found b\ufffd2J\ufffd; expected c; d"
+
+
+def test_neither_notes_nor_progress_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    tell(f"data/raw/own: {NASTY}")
+    with Progress(f"check {NASTY}", 1, "img") as progress:
+        progress.skip(1)
+        progress.advance(0, NASTY)
+        progress._print(NASTY)
+    said = capsys.readouterr().err
+    assert said.count("[INST] A [bold]mole") == 5
+    assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(said)
 
 
 def test_plain_keeps_letters_of_all_languages_and_line_breaks() -> None:
