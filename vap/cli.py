@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import sys
 from pathlib import Path
@@ -415,6 +416,10 @@ def profile(
 
 def main() -> None:
     """Run a command, from the libraries of a warm process where a run of Snakemake keeps one."""
+    if sys.argv[1:2] == ["stage"] or "DVC_STAGE" in os.environ:
+        from vap.workflow import owner
+
+        owner.find()
     status = hand_over(sys.argv[1:])
     if status is not None:
         sys.exit(status)
@@ -424,6 +429,14 @@ def main() -> None:
 def main_here() -> None:
     """The same in this process. What the user can mend is one line on standard error and exit status 2."""
     try:
+        if "VAP_OWNER" in os.environ:
+            from vap.workflow import owner
+
+            owner.end_with_it()
+        if name := os.environ.get("DVC_STAGE"):
+            from vap.workflow.snakemake import check_inputs
+
+            check_inputs(name)
         app(prog_name="vap")
     except VapError as error:
         print(f"error: {error}", file=sys.stderr)

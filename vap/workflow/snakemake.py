@@ -17,17 +17,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from vap.common.code import STAGES
 from vap.common.errors import VapError
 from vap.common.yaml_files import read_yaml
 from vap.params import ABSENT, PARAMS_FILE, Params, parse
-from vap.workflow import warm
+from vap.workflow import owner, verify, warm
 from vap.workflow.check import PARTS, absent_files
-from vap.workflow.dvc import keep, stale_stages
+from vap.workflow.dvc import keep, record, stale_stages
 from vap.workflow.plan import value_of
 
 MARKS = Path(".snakemake/stale")
 CHECKED = Path(".snakemake/checked")  # the hash of what check_settings has found in order, a line a part
 DVC_FILE = Path("dvc.yaml")
+COMMANDS = [[command] for command in ("plan", *STAGES)]
 
 
 def find_programs() -> None:
@@ -64,27 +66,35 @@ def mark(stages: Iterable[str], stale: set[str]) -> None:
 
 @functools.cache
 def dvc_stages() -> Mapping[str, Any]:
-    """The stages of dvc.yaml as they are written, before their matrices are filled in.
+    """The pipeline's stages in dvc.yaml as they are written, before their matrices are filled in.
+
+    Stages that a user has added, with commands of their own, are DVC's business and left out.
 
     Raises:
-        VapError: the file is absent, not readable, no YAML, or without stages that have a command.
+        VapError: the file is absent, not readable, no YAML, or has a stage without a command.
     """
     data = read_yaml(DVC_FILE, "the pipeline's stages", "run from the project's folder")
     stages = data.get("stages") if isinstance(data, dict) else None
-    fix = "take the project's own, `git checkout dvc.yaml`"
+    fix = "correct it; `git diff dvc.yaml` shows what was changed"
     if not isinstance(stages, dict):
         found = "no such key" if stages is None else repr(stages)
         raise VapError(f"{DVC_FILE}: stages", found, "the stages by name", fix)
+    own = {}
     for name, entry in stages.items():
         where = f"{DVC_FILE}: stages.{name}"
+        if isinstance(entry, dict) and ("foreach" in entry or isinstance(entry.get("cmd"), list)):
+            continue
         if not isinstance(entry, dict) or not isinstance(entry.get("cmd"), str):
             raise VapError(where, "no command", "a stage with cmd", fix)
+        if entry["cmd"].split()[:1] != ["vap"] or entry["cmd"].split()[1:2] not in COMMANDS:
+            continue
         if not isinstance(entry.get("deps", []), list):
             raise VapError(f"{where}.deps", repr(entry["deps"]), "a list of files", fix)
         matrix = entry.get("matrix", {})
         if not isinstance(matrix, dict) or not all(isinstance(v, str | list) for v in matrix.values()):
             raise VapError(f"{where}.matrix", repr(matrix), "lists, or ${KEY} of one in params.yaml", fix)
-    return stages
+        own[name] = entry
+    return own
 
 
 def _listed(config: Mapping[str, Any], key: str) -> Any:
@@ -110,7 +120,35 @@ def stage_items(config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]
 
 def stage_names(config: Mapping[str, Any]) -> list[str]:
     """The names of these, "name" or "name@item-item", as DVC spells them."""
-    return ["@".join(filter(None, (stage, "-".join(item.values())))) for stage, item in stage_items(config)]
+    return [stage_name(stage, item) for stage, item in stage_items(config)]
+
+
+def stage_name(stage: str, item: Mapping[str, str]) -> str:
+    """A stage of a matrix item as DVC spells it: "name" or "name@item-item"."""
+    return "@".join(filter(None, (stage, "-".join(item.values()))))
+
+
+def filled(text: str, item: Mapping[str, str]) -> str:
+    """A command or path of dvc.yaml for one matrix item."""
+    for key, value in item.items():
+        text = text.replace(f"${{item.{key}}}", value)
+    return text
+
+
+def check_inputs(name: str) -> None:
+    """Before a stage that DVC runs reads its inputs: they are what dvc.lock records.
+
+    Args:
+        name: as DVC says it to its commands, in the variable DVC_STAGE.
+
+    Raises:
+        VapError: an input has another content, or the settings cannot be read.
+    """
+    config = read_yaml(PARAMS_FILE, "the settings", ABSENT)
+    for stage, item in stage_items(config):
+        if stage_name(stage, item) == name:
+            deps = [filled(dep, item) for dep in dvc_stages()[stage].get("deps", []) if isinstance(dep, str)]
+            verify.check_inputs(deps, record())
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -162,6 +200,7 @@ def set_up(config: Mapping[str, Any], *, main_process: bool) -> Params:
     params = parse(dict(config))
     if main_process:
         find_programs()
+        owner.take_over()
         check_settings(params)
         mark(stage_names(config), stale_stages())
         keep()
