@@ -53,9 +53,7 @@ class Seen:
             with contextlib.suppress(ValueError, TypeError):
                 path, mark, md5 = json.loads(line)
                 self.known[path] = (tuple(mark), md5)
-        if len(lines) > 1000 + 4 * len(
-            self.known
-        ):  # what is lost by another process at this moment is read again
+        if len(lines) > SPARE + 4 * len(self.known):  # a line that is lost meanwhile costs one reading
             SEEN.unlink(missing_ok=True)
             for path, told in self.known.items():
                 self._add(path, *told)
