@@ -50,7 +50,16 @@ def find_programs() -> None:
             raise VapError(program, "no such program on PATH", f"{program}", fix)
     if not Path(".dvc").is_dir():
         raise VapError(".dvc", "no such folder", "the project's DVC settings", "clone the project with git")
-    if subprocess.run(["git", "rev-parse", "--git-dir"], capture_output=True).returncode:
+    asked = subprocess.run(
+        ["git", "rev-parse", "--git-dir"], capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}
+    )
+    if "dubious ownership" in asked.stderr:
+        fix = f"say once that you trust it: `git config --global --add safe.directory '{Path.cwd()}'`"
+        raise VapError(".git", "a clone that another user owns, which git does not read", "your own", fix)
+    if asked.returncode and Path(".git").exists():
+        said = asked.stderr.removeprefix("fatal: ").strip() or f"exit status {asked.returncode}"
+        raise VapError(".git", said, "a repository that git can read", "mend what git says")
+    if asked.returncode:
         raise VapError(".git", "no git repository", "a clone", "clone the project, or run `git init`")
 
 
@@ -135,20 +144,51 @@ def filled(text: str, item: Mapping[str, str]) -> str:
     return text
 
 
-def check_inputs(name: str) -> None:
-    """Before a stage that DVC runs reads its inputs: they are what dvc.lock records.
+def check_stage(name: str) -> None:
+    """Before a stage that DVC runs does its work: its inputs are as recorded, and DVC can keep its outputs.
 
     Args:
         name: as DVC says it to its commands, in the variable DVC_STAGE.
 
     Raises:
-        VapError: an input has another content, or the settings cannot be read.
+        VapError: an input has another content, or an output would lie behind a symbolic link; or the settings
+            cannot be read.
     """
     config = read_yaml(PARAMS_FILE, "the settings", ABSENT)
     for stage, item in stage_items(config):
         if stage_name(stage, item) == name:
+            check_place(stage, item)
             deps = [filled(dep, item) for dep in dvc_stages()[stage].get("deps", []) if isinstance(dep, str)]
             verify.check_inputs(deps, record())
+
+
+def check_places(config: Mapping[str, Any]) -> None:
+    """Before the first job: `check_place` of all stages.
+
+    Raises:
+        VapError: as check_place.
+    """
+    for stage, item in stage_items(config):
+        check_place(stage, item)
+
+
+def check_place(stage: str, item: Mapping[str, str]) -> None:
+    """DVC keeps no output behind a symbolic link: it would end the stage after its work, and delete that.
+
+    Raises:
+        VapError: a folder of one of the stage's outputs is such a link.
+    """
+    entry = dvc_stages()[stage]
+    for out in itertools.chain(*(entry.get(kind) or [] for kind in ("outs", "metrics", "plots"))):
+        for folder in Path(filled(next(iter(out)) if isinstance(out, dict) else str(out), item)).parents:
+            if folder.is_symlink():
+                raise VapError(
+                    folder,
+                    f"a symbolic link to {folder.readlink()}",
+                    "a folder, as DVC keeps nothing behind a link",
+                    "make it a folder; to save room here move the whole project there, or DVC's cache "
+                    "(`dvc cache dir`); data/raw, work and logs may be links",
+                )
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -200,6 +240,7 @@ def set_up(config: Mapping[str, Any], *, main_process: bool) -> Params:
     params = parse(dict(config))
     if main_process:
         find_programs()
+        check_places(config)
         owner.take_over()
         check_settings(params)
         mark(stage_names(config), stale_stages())
