@@ -399,6 +399,23 @@ def orphans(project: Project) -> list[str]:
     return found
 
 
+@pytest.mark.parametrize(
+    ("words", "stages"),
+    [
+        (["--forcerun", "evaluate"], {"evaluate-uvit", "evaluate-vap"}),
+        (["--force", "results/tables/table1.csv"], {"table"}),
+    ],
+)
+def test_a_forced_stage_runs_though_nothing_has_changed(
+    built: Project, words: list[str], stages: set[str]
+) -> None:
+    before = built.outs()
+    built.snakemake(*words).ok()
+    assert built.calls() == stages
+    assert built.outs() == before
+    assert "Nothing to be done" in by_snakemake(built).output
+
+
 def test_stages_and_data_of_ones_own_are_left_alone(built: Project) -> None:
     with (built.root / "dvc.yaml").open("a") as file:
         file.write(OWN)

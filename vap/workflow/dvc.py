@@ -9,6 +9,7 @@ made is still in DVC's cache, so that its stage is restored, not run again.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ LOCK = Path("dvc.lock")
 KEPT = Path(".dvc/tmp/dvc.lock.whole")
 DAMAGED = Path("dvc.lock.damaged")
 TABLE = verify.TABLE
+FORCED = "VAP_FORCE"  # stages that run though nothing has changed
 CONFLICT = "<<<<<<< "
 BUSY = 15.0  # seconds that the last jobs of a killed run have to end
 LOOKS, BETWEEN = 4, 1.0  # seconds; DVC needs less to write a file
@@ -44,7 +46,8 @@ def run_stage(name: str) -> int:
         VapError: as `mend`.
     """
     verify.check_cache(record().get(name, {}))
-    status = run("repro", "--single-item", name)
+    forced = ["--force"] if name in os.environ.get(FORCED, "").split() else []
+    status = run("repro", "--single-item", *forced, name)
     if not status and verify.put_back_damaged(record().get(name, {})):
         status = run("repro", "--single-item", name)
     return status

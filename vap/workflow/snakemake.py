@@ -23,7 +23,7 @@ from vap.common.yaml_files import read_yaml
 from vap.params import ABSENT, PARAMS_FILE, Params, parse
 from vap.workflow import owner, verify, warm
 from vap.workflow.check import PARTS, absent_files
-from vap.workflow.dvc import keep, record, stale_stages
+from vap.workflow.dvc import FORCED, keep, record, stale_stages
 from vap.workflow.plan import value_of
 
 MARKS = Path(".snakemake/stale")
@@ -246,6 +246,16 @@ def set_up(config: Mapping[str, Any], *, main_process: bool) -> Params:
         mark(stage_names(config), stale_stages())
         keep()
     return params
+
+
+def force(jobs: Iterable[Iterable[str]]) -> None:
+    """Have the jobs of this run execute stages that DVC calls up to date, as `--forcerun` and `--force` ask.
+
+    Args:
+        jobs: the inputs of the forced jobs, among which each has its mark.
+    """
+    marks = (Path(path) for inputs in jobs for path in inputs)
+    os.environ[FORCED] = " ".join(mark.name for mark in marks if mark.parent == MARKS)
 
 
 def warm_up(params: Params, *, local: bool) -> None:
