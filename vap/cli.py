@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import getpass
+import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -417,15 +420,40 @@ def profile(
 
 def main() -> None:
     """Run a command, from the libraries of a warm process where a run of Snakemake keeps one."""
+    name_user()
+    if sys.argv[1:2] == ["stage"] or "DVC_STAGE" in os.environ:
+        from vap.workflow import owner
+
+        owner.find()
     status = hand_over(sys.argv[1:])
     if status is not None:
         sys.exit(status)
     main_here()
 
 
+def name_user() -> None:
+    """In a container the user may have no name and no home, for which torch and DVC ask: give them some."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = f"user{os.getuid()}"
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = tempfile.gettempdir()
+
+
 def main_here() -> None:
     """The same in this process. What the user can mend is one line on standard error and exit status 2."""
     try:
+        if "VAP_OWNER" in os.environ:
+            from vap.workflow import owner
+
+            owner.end_with_it()
+        if name := os.environ.get("DVC_STAGE"):
+            from vap.workflow.snakemake import check_stage
+
+            check_stage(name)
         app(prog_name="vap")
     except VapError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -6,6 +6,7 @@ a stand-in, whose executions are counted.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from projects import Project, Result, lay_out, stand_in, stop
+from projects import PROGRAMS, Project, Result, lay_out, stand_in, stop
 
 UVIT = {"train-latents-uvit", "sample-latents-uvit", "evaluate-uvit"}
 VAP = {"train-prompts-vap", "sample-prompts-vap", "evaluate-vap"}
@@ -369,3 +370,84 @@ def test_a_program_is_missing(fresh: Project, tmp_path: Path, missing: str) -> N
         PYTHONPATH=os.pathsep.join([str(fresh.root), sysconfig.get_path("purelib")]),
     )
     refused(result, f"{missing}: found no such program on PATH")
+
+
+# ── what people have beside it ──────────────────────────────────────────────────────────────────────
+
+
+def test_a_killed_main_process_takes_its_jobs_with_it(built: Project) -> None:
+    """Only Snakemake itself is killed, not its process group."""
+    built.edit_params({"evaluate.n": 7})
+    process = built.hang("snakemake", "--cores", "2", at="evaluate@phantom-isic2018-vap")
+    process.kill()
+    process.wait()
+    result = by_snakemake(built)
+    assert "its lock is taken over" in result.output
+    assert "unlock" not in result.output
+    stages = (built.root.parent / "calls").read_text().split()
+    assert "table" in stages
+    assert not orphans(built)
+
+
+def orphans(project: Project) -> list[str]:
+    """Processes that still work in the project's folder."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (folder / "cwd").readlink() == project.root:
+                found.append((folder / "cmdline").read_text().replace("\0", " "))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("words", "stages"),
+    [
+        (["--forcerun", "evaluate"], {"evaluate-uvit", "evaluate-vap"}),
+        (["--force", "results/tables/table1.csv"], {"table"}),
+    ],
+)
+def test_a_forced_stage_runs_though_nothing_has_changed(
+    built: Project, words: list[str], stages: set[str]
+) -> None:
+    before = built.outs()
+    built.snakemake(*words).ok()
+    assert built.calls() == stages
+    assert built.outs() == before
+    assert "Nothing to be done" in by_snakemake(built).output
+
+
+def test_stages_and_data_of_ones_own_are_left_alone(built: Project) -> None:
+    with (built.root / "dvc.yaml").open("a") as file:
+        file.write(OWN)
+    own = built.root / "data/raw/own/naevus"
+    own.mkdir(parents=True)
+    (own / "1.txt").write_text("an image")
+    built.dvc("add", "data/raw/own").ok()
+    assert "data/raw/own.dvc" in built.git("status", "--porcelain", "-uall")
+    assert "Nothing to be done" in by_snakemake(built).output
+    by_dvc(built)
+    assert [(built.root / f"mine/{name}.txt").read_text() for name in "abcd"] == [f"{n}\n" for n in "abcd"]
+    assert built.calls() == set()
+    by_snakemake(built)
+    built.edit_params({"evaluate.n": 7})
+    by_snakemake(built)
+    assert built.calls() == MEASURE
+    assert built.run(str(PROGRAMS / "vap"), "check").status == 0
+    text = (built.root / "dvc.yaml").read_text()
+    assert text.endswith(OWN)
+
+
+OWN = """
+  mine:
+    cmd: [mkdir -p mine, echo a >mine/a.txt]
+    outs: [mine/a.txt]
+  each:
+    foreach: [b]
+    do:
+      cmd: echo ${item} >mine/${item}.txt
+      outs: ["mine/${item}.txt"]
+  table-by-size:
+    matrix: {what: [{name: c}, {name: d}]}
+    cmd: echo ${item.what.name} >mine/${item.what.name}.txt
+    outs: ["mine/${item.what.name}.txt"]
+"""

@@ -37,9 +37,7 @@ def jobs_of(config: Mapping[str, Any]) -> list[Job]:
     """All jobs in the order of dvc.yaml; as many as pipeline.stage_names."""
     jobs = []
     for stage, item in pipeline.stage_items(config):
-        command = str(pipeline.dvc_stages()[stage]["cmd"])
-        for key, value in item.items():
-            command = command.replace(f"${{item.{key}}}", value)
+        command = pipeline.filled(str(pipeline.dvc_stages()[stage]["cmd"]), item)
         jobs.append(Job(stage, "-".join(item.values()), tuple(command.split()[1:])))
     return jobs
 

@@ -17,27 +17,33 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from vap.common.artifacts import atomic
 from vap.common.errors import VapError, tell
+from vap.workflow import verify
 
 LOCK = Path("dvc.lock")
 KEPT = Path(".dvc/tmp/dvc.lock.whole")
 DAMAGED = Path("dvc.lock.damaged")
-TABLE = Path(".dvc/tmp/rwlock")
+TABLE = verify.TABLE
+FORCED = "VAP_FORCE"  # stages that run though nothing has changed
 CONFLICT = "<<<<<<< "
 RAW = Path("data/raw")
 BROKEN = "# links to nothing, listed anew by each run\n"  # what stands above it is the user's
+BUSY = 15.0  # seconds that the last jobs of a killed run have to end
 LOOKS, BETWEEN = 4, 1.0  # seconds; DVC needs less to write a file
 
 
 def run_stage(name: str) -> int:
     """`dvc repro --single-item NAME` in this process, waiting for DVC's lock.
+
+    What DVC puts back from its cache is read: where it is damaged, the stage runs again.
 
     Returns:
         DVC's exit status.
@@ -45,7 +51,18 @@ def run_stage(name: str) -> int:
     Raises:
         VapError: as `mend`.
     """
-    return run("repro", "--single-item", name)
+    verify.check_cache(record().get(name, {}))
+    forced = ["--force"] if name in os.environ.get(FORCED, "").split() else []
+    status = run("repro", "--single-item", *forced, name)
+    if not status and verify.put_back_damaged(record().get(name, {})):
+        status = run("repro", "--single-item", name)
+    return status
+
+
+def record() -> Mapping[str, Any]:
+    """The stages of dvc.lock by name; waits while another run is writing it."""
+    _damaged(LOCK, is_whole)
+    return verify.stages_of(LOCK.read_text(encoding="utf-8", errors="replace")) if LOCK.is_file() else {}
 
 
 def run(*arguments: str) -> int:
@@ -71,16 +88,25 @@ def stale_stages() -> set[str]:
     """
     mend()
     pass_over_links()
-    result = subprocess.run([sys.executable, "-m", __name__], capture_output=True, text=True)
-    if result.returncode:
+    verify.look_over(record())
+    end, told = time.monotonic() + BUSY, False
+    while True:
+        result = subprocess.run([sys.executable, "-m", __name__], capture_output=True, text=True)
+        if not result.returncode:
+            break
         # the first paragraph: who holds the file, where another run is going on
         found = result.stderr.rpartition("ERROR: ")[2].partition("\n\n")[0] or "?"
-        if "is busy" in found:
+        if "is busy" not in found:
+            if gone := [path for path in RAW.glob("*") if path.is_symlink() and not path.exists()]:
+                fix = "mend or remove the link, or take it out of `datasets`"
+                raise VapError(gone[0], "a broken link", "the dataset's folder", fix)
+            raise VapError("dvc status", found, "a readable record", "see `dvc status`")
+        if time.monotonic() > end:
             raise VapError("dvc status", found, "no other run", "wait for that one, or end it")
-        if gone := [path for path in RAW.glob("*") if path.is_symlink() and not path.exists()]:
-            fix = "mend or remove the link, or take it out of `datasets`"
-            raise VapError(gone[0], "a broken link", "the dataset's folder", fix)
-        raise VapError("dvc status", found, "a readable record", "see `dvc status`")
+        if not told:
+            print("Another run is going on, or a killed one's last jobs are: waiting.", file=sys.stderr)
+            told = True
+        time.sleep(BETWEEN)
     status = json.loads(result.stdout.strip().splitlines()[-1]) if result.stdout.strip() else {}
     return {name.removeprefix("dvc.yaml:") for name in status} - {"plan"}
 
@@ -209,8 +235,7 @@ def main() -> int:
     """Bring the plan up to date, then print as JSON which stages are stale; DVC's exit status."""
     from dvc.cli import main
 
-    wait = "--wait-for-lock"
-    return int(main([wait, "repro", "--single-item", "plan"]) or main([wait, "status", "--json"]))
+    return int(run_stage("plan") or main(["--wait-for-lock", "status", "--json"]))
 
 
 if __name__ == "__main__":

@@ -61,6 +61,8 @@ def model(wildcards):
 
 
 onstart:
+    forced = [job for job in workflow.dag.needrun_jobs() if workflow.dag.reason(job).forced]
+    pipeline.force(job.input for job in forced)
     pipeline.warm_up(PARAMS, local=workflow.is_main_process and workflow.local_exec)
 
 
