@@ -81,6 +81,7 @@ class VAPDiffusion:
         card: the model card, Markdown with a YAML head; empty for a model that is not published.
         config: of config.json.
         device: where it draws.
+        threads: of the CPU, while it draws there.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class VAPDiffusion:
             self._seen = draws_of("seen", bank, self.classes, share=share)
         self._encoder_name = encoder
         self._encoder: TextEncoder | None = None  # loaded for the first sentence
-        self._threads = threads
+        self.threads = threads
 
     # ── where it comes from ─────────────────────────────────────────────────────────────────────
 
@@ -330,7 +331,7 @@ class VAPDiffusion:
         )
         fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
         try:
-            torch.set_num_threads(self._threads)
+            torch.set_num_threads(self.threads)
             torch._C._set_deterministic_algorithms(True, warn_only=True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
             yield

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +36,7 @@ from vap.generators.base import OneStepMethod, Request, checked
 from vap.generators.diffusion import DiffusionMethod
 from vap.generators.drawing import draw
 from vap.generators.trained import CONFIG, WEIGHTS, open_model
-from vap.params import ComputeParams, Kind, MethodParams, Params, SampleParams, ScheduleParams
+from vap.params import ComputeParams, Kind, MethodParams, Params, SampleParams, SamplerParams, ScheduleParams
 from vap.prompts.bank import PromptBank
 from vap.prompts.draws import Draws, draws_of, parse_condition, rng_of
 from vap.runs import run_of
@@ -120,16 +120,24 @@ class Generator:
                 raise VapError("guidance_scale", str(guidance_scale), "a number of 0 or more", "correct it")
             own = own.model_copy(update={"guidance_scale": float(guidance_scale)})
         if steps is not None:
-            if not 1 <= steps <= (most := self.schedule.timesteps):
-                raise VapError(
-                    "steps", str(steps), f"1 to {most}, the steps of the noise schedule", "correct it"
-                )
+            most = self.schedule.timesteps
+            if not 1 <= steps <= most:
+                expected = f"1 to {most}, the steps of the noise schedule"
+                raise VapError("steps", str(steps), expected, "correct it")
             other.settings = other.settings.model_copy(update={"steps": steps})
             if own.sampler is not None:
                 own = own.model_copy(update={"sampler": own.sampler.model_copy(update={"steps": steps})})
         method = copy.copy(self.method)
         method.sample, other.method = own, method
         return other
+
+    def told(self) -> dict[str, Any]:
+        """How it draws: precision, the method's own settings, and a diffusion method's sampler."""
+        found: dict[str, Any] = {"precision": self.settings.precision, **self.method.sample.model_dump()}
+        if isinstance(self.method, DiffusionMethod):
+            how = self.method.sampling(self.settings)
+            found["sampler"] = how.model_dump(include=set(SamplerParams.model_fields))
+        return found
 
     def draw(
         self,
