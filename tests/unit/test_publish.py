@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from toy import CLASSES, LATENTS, PREPARED, SIDE, settings, write_latents, write_prepared
+from toy import CLASSES, LATENTS, PREPARED, PROJECT, SIDE, settings, write_latents, write_prepared
 
 from vap import Samples, VAPDiffusion, prompt_bank
 from vap.autoencoders.autoencoder import Linear
@@ -407,6 +408,9 @@ def test_a_card_has_the_metrics_of_these_weights_alone(params: Any, tmp_path: Pa
     assert found["frechet_distance"].metric_args["spread"] == (
         f"95 % interval {metrics['fid_low']:.3f} to {metrics['fid_high']:.3f}"
     )
+    other = params.model_copy(update={"sample": params.sample.model_copy(update={"steps": 4})})
+    publish(other, "own", "vap", tmp_path / "c")
+    assert "was drawn with other settings (steps)" in (tmp_path / "c/README.md").read_text()
     weights = Path("results/models/own/vap/model.safetensors")
     kept = weights.read_bytes()
     try:
@@ -477,6 +481,38 @@ def test_the_bank_opens_in_two_lines(params: Any, bundle: Callable[[str], Path])
         "tokens": 7,
     }
     assert prompt_bank(bundle("vap") / "prompts.arrow").num_rows == 10
+
+
+# ── the wheel ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_wheel_draws_outside_of_a_clone(bundle: Callable[[str], Path], tmp_path: Path) -> None:
+    source, site = tmp_path / "source", tmp_path / "site"
+    shutil.copytree(PROJECT / "vap", source / "vap", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(PROJECT / name, source)
+    program = "from setuptools import build_meta; build_meta.build_wheel('..')"
+    subprocess.run([sys.executable, "-c", program], cwd=source, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(site)
+    files = {path.relative_to(source) for path in (source / "vap").rglob("*") if path.is_file()}
+    assert {path for path in files if not (site / path).is_file()} == set()
+    (entries,) = site.glob("*.dist-info/entry_points.txt")
+    assert "vap = vap.cli:main" in entries.read_text()
+    program = f"import vap.cli as cli; assert cli.__file__.startswith({str(site)!r}); cli.main()"
+    words = ["generate", str(bundle("uvit")), "--class", "mole", "-n", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    (tmp_path / "away").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        cwd=tmp_path / "away",
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "away/out/00001-mole.png").is_file()
 
 
 # ── generate ────────────────────────────────────────────────────────────────────────────────────

@@ -16,7 +16,7 @@ from vap.common.errors import VapError
 from vap.common.markup import markdown
 from vap.common.places import captions_path, metrics_path, model_path, samples_path
 from vap.generators.trained import WEIGHTS
-from vap.params import Params
+from vap.params import Params, SamplerParams
 from vap.runs import run_of
 from vap.sampling.pipeline import BUNDLE, DECODER
 
@@ -33,6 +33,7 @@ LICENCES = {
     "folder": ("other", "that of your images, which this project does not know"),
 }
 SOURCES = {"phantom": "phantoms: procedural drawings with known attributes, no medical images"}
+DRAWING = (*SamplerParams.model_fields, "precision")  # keys of `sample` that change an image
 # In the order of the card: key of the metrics' JSON, name, type on the Hub, key of the spread or None.
 METRICS = (
     ("isc_mean", "Inception Score", "inception_score", "isc_std"),
@@ -56,7 +57,7 @@ def card(
     """
     settings = params.dataset[dataset]
     method = run_of(params, name).method
-    metrics, why = metrics_of(dataset, name)
+    metrics, why = metrics_of(dataset, name, config[BUNDLE])
     text = config[BUNDLE]["encoder"] is not None
     head: dict[str, Any] = {
         "license": licence or LICENCES[settings.adapter][0],
@@ -86,10 +87,14 @@ def card(
     return "\n".join(parts)
 
 
-def metrics_of(dataset: str, name: str) -> tuple[dict[str, Any] | None, str]:
+def metrics_of(dataset: str, name: str, drawing: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:
     """The metrics of exactly these weights, or None and why there are none.
 
-    They count only where their samples are there and record the sha256 of the weights.
+    They count only where their samples are there, record the sha256 of the weights, and were drawn as the
+    bundle draws.
+
+    Args:
+        drawing: of the bundle: `sample` and `method_sample`.
     """
     path = metrics_path(dataset, name, "seen")
     samples = samples_path(dataset, name, "seen")
@@ -98,13 +103,18 @@ def metrics_of(dataset: str, name: str) -> tuple[dict[str, Any] | None, str]:
     try:
         metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         recorded = metrics["provenance"]["inputs"]["samples"]["sha256"]
-        drawn_from = ArrowFile(samples, "samples").metadata["provenance"]["inputs"]["model"]["sha256"]
+        record = ArrowFile(samples, "samples").metadata["provenance"]
+        drawn_from, settings = record["inputs"]["model"]["sha256"], record["params"]
+        other = [key for key in DRAWING if settings["sample"][key] != drawing["sample"][key]]
+        other += ["method's own"] * (settings["method_sample"] != drawing["method_sample"])
     except (OSError, ValueError, KeyError, TypeError, VapError) as error:
         return None, f"{path} cannot be traced to these weights ({type(error).__name__})"
     if recorded != file_sha256(samples):
         return None, f"{path} is of other samples than {samples}"
     if drawn_from != file_sha256(model_path(dataset, name) / WEIGHTS):
         return None, f"{samples} was drawn from other weights"
+    if other:
+        return None, f"{samples} was drawn with other settings ({', '.join(other)})"
     return metrics, ""
 
 

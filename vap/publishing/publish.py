@@ -74,7 +74,8 @@ def publish(
             BUNDLE: {
                 "format": FORMAT,
                 "vap": __version__,
-                "commit": (git("rev-parse", "HEAD") or "").strip() or None,
+                "commit": (git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or "").strip()
+                or None,
                 "libraries": {library: version(library) for library in ("torch", "numpy", "safetensors")},
                 "sample": params.sample.model_dump(),
                 "method_sample": params.method[run.method].sample.model_dump(),
@@ -86,6 +87,8 @@ def publish(
         write_json(part / CONFIG, config)
         text = card(params, dataset, name, config, licence, target.resolve().name)
         (part / CARD).write_text(text, encoding="utf-8")
+        for file in files:
+            file.chmod(0o644)  # safetensors writes files for their owner alone
 
 
 def _require_free(target: Path, force: bool) -> None:
