@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -513,6 +514,21 @@ def test_a_wheel_draws_outside_of_a_clone(bundle: Callable[[str], Path], tmp_pat
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "away/out/00001-mole.png").is_file()
+
+
+def test_the_pages_python_runs_as_it_is_written(
+    params: Any, monkeypatch: pytest.MonkeyPatch, bundle: Callable[[str], Path]
+) -> None:
+    sample.run(params, "own", "vap", "seen")
+    shutil.rmtree("my-bundle", ignore_errors=True)
+    shutil.move(bundle("vap"), "my-bundle")
+    blocks = re.findall(r"```python\n(.*?)```", (PROJECT / "docs/use.md").read_text(encoding="utf-8"), re.S)
+    assert len(blocks) == 3
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block.replace("phantom-isic2018", "own").replace('"MEL"', '"mole"'), names)
+    assert Image.open("melanoma.png").size == (SIDE, SIDE)
+    assert (len(names["samples"]), len(names["real"])) == (12, 11)
 
 
 # ── generate ────────────────────────────────────────────────────────────────────────────────────
