@@ -462,6 +462,18 @@ def check_settings() -> None:
     print("params.yaml is in order")
 
 
+@app.command(epilog="Example: vap doctor")
+def doctor() -> None:
+    """Say what this machine has: versions, GPU, disk, weights and where to get what is missing.
+
+    Exit status 1 if something is broken: a library, the settings, the device that they name, a full disk.
+    """
+    from vap.workflow.doctor import doctor as run
+
+    if not run():
+        raise typer.Exit(1)
+
+
 @app.command(epilog="Example: vap profile isic2018-64 --dry-run")
 def profile(
     name: Annotated[str, typer.Argument(help="A file config/NAME.yaml, or `list`.")],
