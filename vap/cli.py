@@ -283,6 +283,18 @@ def generate(
     print(f"{len(files)} images; {out / GRID}")
 
 
+@app.command(epilog="Example: vap demo my-bundle --port 7860")
+def demo(
+    bundle: Annotated[Path, typer.Argument(help="A folder that `vap publish` wrote.")],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the page, on 127.0.0.1.")] = 7860,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+) -> None:
+    """Serve a page on this machine alone to draw from a published model (needs the extra `demo`: gradio)."""
+    from vap.publishing.demo import serve
+
+    serve(bundle, port, device)
+
+
 @app.command("export-images", epilog="Example: vap export-images phantom-isic2018 vap my-images")
 def export_images(
     dataset: Dataset,
