@@ -32,6 +32,8 @@ from vap.generators import train
 from vap.metrics import evaluate
 from vap.prompts import encode
 from vap.prompts.places import locate
+from vap.publishing.demo import page, serve
+from vap.publishing.demo import settings as settings_of_page
 from vap.publishing.generate import generate
 from vap.publishing.images import export_images
 from vap.publishing.publish import publish
@@ -482,6 +484,42 @@ def test_the_bank_opens_in_two_lines(params: Any, bundle: Callable[[str], Path])
         "tokens": 7,
     }
     assert prompt_bank(bundle("vap") / "prompts.arrow").num_rows == 10
+
+
+# ── the page ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_page_without_its_library_is_one_line(
+    bundle: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(VapError, match=r"found no gradio here; .* pip install 'vap-diffusion\[demo\]'"):
+        serve(bundle("uvit"), 7860, "cpu")
+
+
+@pytest.mark.parametrize("method", ["vap", "uvit", "stylegan"])
+def test_the_page_draws_what_a_call_draws(bundle: Callable[[str], Path], method: str) -> None:
+    gradio = pytest.importorskip("gradio")
+    from gradio_client import Client
+
+    pipe = VAPDiffusion.from_pretrained(bundle(method), device="cpu")
+    blocks = page(pipe)
+    launched = settings_of_page(gradio, 0) | {"server_port": None, "prevent_thread_lock": True}
+    _, url, shared = blocks.launch(**launched)
+    try:
+        assert url.startswith("http://127.0.0.1:")
+        assert not shared
+        client = Client(url, verbose=False)
+        found = client.predict("scar", TEXT, 3, 4, 2.0, 2, api_name="/draw")
+        more = {} if method == "stylegan" else {"guidance_scale": 2.0, "steps": 2}
+        expected = pipe("scar", TEXT if method == "vap" else None, 3, seed=4, **more)
+        images = [Image.open(entry["image"]).convert("RGB") for entry in found]
+        assert np.array_equal(pixels(images), pixels(expected.images))
+        assert [entry["caption"] for entry in found] == [TEXT if method == "vap" else "scar"] * 3
+        with pytest.raises(Exception, match="-1 is less than minimum value 0"):
+            client.predict("scar", "", 3, -1, 2.0, 2, api_name="/draw")
+    finally:
+        blocks.close()
 
 
 # ── the wheel ───────────────────────────────────────────────────────────────────────────────────

@@ -14,6 +14,7 @@ from vap.sampling.pipeline import VAPDiffusion
 LOOPBACK = "127.0.0.1"
 MOST = 32  # images a click
 FIRST = 8
+FEW = 250  # steps that the slider offers at least
 
 
 def serve(bundle: Path, port: int, device: str) -> None:
@@ -99,9 +100,10 @@ def page(pipe: VAPDiffusion) -> Any:
                     info="1 is none",
                     visible=not one_step,
                 )
-                most = pipe.generator.schedule.timesteps if pipe.generator.schedule is not None else 1
+                schedule = pipe.generator.schedule
+                published = told.get("sampler", {}).get("steps", 1)
                 steps = gradio.Slider(
-                    *(1, min(most, 250), told.get("sampler", {}).get("steps", 1)),
+                    *(1, min(schedule.timesteps, max(published, FEW)) if schedule else FEW, published),
                     step=1,
                     label="Steps",
                     visible=not one_step,
