@@ -27,9 +27,7 @@ OLD_PARAMS = Path("params.yaml.old")  # what `vap profile` keeps of settings tha
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    help="VAP-Diffusion as a pipeline. `snakemake` or `dvc repro` run the stages; these are their commands.",
 )
 bank = typer.Typer(no_args_is_help=True, help="Look into a dataset's prompt bank.")
 app.add_typer(bank, name="bank")
@@ -55,6 +53,23 @@ Condition = Annotated[
 ]
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from vap import __version__
+
+        print(f"vap {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """VAP-Diffusion as a pipeline. `snakemake` or `dvc repro` run the stages; these are their commands."""
+
+
 def _params(dataset: str | None = None, method: str | None = None, condition: str | None = None) -> Params:
     from vap.params import load
     from vap.runs import run_of
@@ -72,7 +87,7 @@ def _params(dataset: str | None = None, method: str | None = None, condition: st
     return params
 
 
-@app.command()
+@app.command(epilog="Example: vap prepare phantom-isic2018")
 def prepare(dataset: Dataset) -> None:
     """Raw images to one Arrow file at the working resolution, split."""
     from vap.datasets.prepare import run
@@ -80,7 +95,7 @@ def prepare(dataset: Dataset) -> None:
     run(_params(dataset), dataset)
 
 
-@app.command()
+@app.command(epilog="Example: vap caption phantom-isic2018")
 def caption(dataset: Dataset) -> None:
     """Ask the three questions of VAPS about every image."""
     from vap.captioning.caption import run
@@ -88,7 +103,7 @@ def caption(dataset: Dataset) -> None:
     run(_params(dataset), dataset)
 
 
-@app.command()
+@app.command(epilog="Example: vap encode phantom-isic2018")
 def encode(dataset: Dataset) -> None:
     """Encode the descriptions into the class-specific prompt bank."""
     from vap.prompts.encode import run
@@ -96,7 +111,7 @@ def encode(dataset: Dataset) -> None:
     run(_params(dataset), dataset)
 
 
-@app.command()
+@app.command(epilog="Example: vap latents phantom-isic2018")
 def latents(dataset: Dataset) -> None:
     """Train or load the autoencoder and encode every image."""
     from vap.autoencoders.latents import run
@@ -104,7 +119,7 @@ def latents(dataset: Dataset) -> None:
     run(_params(dataset), dataset)
 
 
-@app.command()
+@app.command(epilog="Example: vap train phantom-isic2018 vap")
 def train(dataset: Dataset, method: Method) -> None:
     """Train one method on one dataset."""
     from vap.common.processes import launched_together
@@ -117,7 +132,7 @@ def train(dataset: Dataset, method: Method) -> None:
     run(params, dataset, method)
 
 
-@app.command()
+@app.command(epilog="Example: vap sample phantom-isic2018 vap seen")
 def sample(dataset: Dataset, method: Method, condition: Condition) -> None:
     """Draw images from a trained method."""
     from vap.common.processes import launched_together
@@ -130,7 +145,7 @@ def sample(dataset: Dataset, method: Method, condition: Condition) -> None:
     run(params, dataset, method, condition)
 
 
-@app.command()
+@app.command(epilog="Example: vap evaluate phantom-isic2018 vap seen")
 def evaluate(dataset: Dataset, method: Method, condition: Condition) -> None:
     """Measure samples against real images."""
     from vap.metrics.evaluate import run
@@ -138,7 +153,7 @@ def evaluate(dataset: Dataset, method: Method, condition: Condition) -> None:
     run(_params(dataset, method, condition), dataset, method, condition)
 
 
-@app.command()
+@app.command(epilog="Example: vap floor phantom-isic2018")
 def floor(dataset: Dataset) -> None:
     """Measure real images against other real images."""
     from vap.metrics.floor import run
@@ -146,7 +161,7 @@ def floor(dataset: Dataset) -> None:
     run(_params(dataset), dataset)
 
 
-@app.command()
+@app.command(epilog="Example: vap classify phantom-isic2018 densenet121 10 vap")
 def classify(
     dataset: Dataset,
     classifier: Annotated[str, typer.Argument(help="A name under `downstream.classifiers` of params.yaml.")],
@@ -161,7 +176,7 @@ def classify(
     run(_params(dataset), dataset, classifier, ratio, source)
 
 
-@app.command()
+@app.command(epilog="Example: vap table")
 def table() -> None:
     """Write Table 1 from the metrics."""
     from vap.results.table import run
@@ -169,7 +184,7 @@ def table() -> None:
     run(_params())
 
 
-@app.command()
+@app.command(epilog="Example: vap table2")
 def table2() -> None:
     """Write Table 2 from the metrics."""
     from vap.results.table2 import run
@@ -177,7 +192,7 @@ def table2() -> None:
     run(_params())
 
 
-@app.command()
+@app.command(epilog="Example: vap table3")
 def table3() -> None:
     """Write Table 3 from the classifiers' scores."""
     from vap.results.table3 import run
@@ -185,7 +200,7 @@ def table3() -> None:
     run(_params())
 
 
-@app.command()
+@app.command(epilog="Example: vap figure phantom-isic2018")
 def figure(dataset: Dataset) -> None:
     """Write a page of real images and samples of one dataset."""
     from vap.results.figure import run
@@ -193,7 +208,7 @@ def figure(dataset: Dataset) -> None:
     run(_params(dataset), dataset)
 
 
-@app.command()
+@app.command(epilog="Example: vap draw phantom-isic2018 vap --label MEL --n 8 --out mel.png")
 def draw(
     dataset: Dataset,
     method: Method,
@@ -213,6 +228,88 @@ def draw(
     for line in dict.fromkeys(text for text in used if text):
         print(plain(line))
     print(out)
+
+
+@app.command(
+    epilog="Example: vap publish phantom-isic2018 vap my-bundle",
+)
+def publish(
+    dataset: Dataset,
+    method: Method,
+    out: Annotated[Path, typer.Argument(help="The folder to write, new or empty.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
+    licence: Annotated[
+        str | None,
+        typer.Option("--license", help="Of the weights, as the Hub spells it; without it, as the data's."),
+    ] = None,
+) -> None:
+    """Write a trained model with all that drawing from it needs, and a model card, as one folder."""
+    from vap.publishing.publish import publish as run
+    from vap.publishing.publish import report
+
+    run(_params(dataset, method), dataset, method, out, force, licence)
+    report(out)
+
+
+@app.command(
+    epilog='Example: vap generate my-bundle --class MEL --text "A large dark lesion on pale skin." -o out/'
+)
+def generate(
+    bundle: Annotated[Path, typer.Argument(help="A folder that `vap publish` wrote.")],
+    labels: Annotated[
+        list[str] | None, typer.Option("--class", help="A class; may be repeated, one for each --text.")
+    ] = None,
+    texts: Annotated[
+        list[str] | None,
+        typer.Option("--text", help="A sentence; may be repeated. Without it, from the bundle's bank."),
+    ] = None,
+    n: Annotated[int, typer.Option("-n", "--n", min=1, help="Images of each class and text.")] = 16,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write, new or empty.")] = Path(
+        "out"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Of noise and descriptions.")] = 0,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale, 0 or more; 1 is none. Without it, as published.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Evaluations of the network. Without it, as published.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Of the network: fp32 or bf16.")] = "fp32",
+) -> None:
+    """Draw images from a published model, anywhere: PNGs, a grid, and images.json, what made each."""
+    from vap.publishing.generate import GRID
+    from vap.publishing.generate import generate as run
+
+    settings = {"guidance_scale": guidance, "steps": steps, "device": device, "dtype": dtype}
+    files = run(bundle, labels or [], texts or [], n, out, seed=seed, **settings)  # type: ignore[arg-type]
+    print(f"{len(files)} images; {out / GRID}")
+
+
+@app.command(epilog="Example: vap demo my-bundle --port 7860")
+def demo(
+    bundle: Annotated[Path, typer.Argument(help="A folder that `vap publish` wrote.")],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the page, on 127.0.0.1.")] = 7860,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+) -> None:
+    """Serve a page on this machine alone to draw from a published model (needs the extra `demo`: gradio)."""
+    from vap.publishing.demo import serve
+
+    serve(bundle, port, device)
+
+
+@app.command("export-images", epilog="Example: vap export-images phantom-isic2018 vap my-images")
+def export_images(
+    dataset: Dataset,
+    method: Method,
+    out: Annotated[Path, typer.Argument(help="The folder to write, new or empty.")],
+    condition: Condition = "seen",
+) -> None:
+    """Write samples as PNGs, a folder a class, with metadata.csv, Hugging Face's imagefolder."""
+    from vap.publishing.images import export_images as run
+
+    _params(dataset, method, condition)
+    print(f"{run(dataset, method, condition, out)} images in {out}")
 
 
 @app.command(hidden=True)
@@ -244,7 +341,7 @@ def preview(folder: Path, target: Path) -> None:
     run(_params(), folder, target)
 
 
-@app.command()
+@app.command(epilog="Example: vap export isic2018 uvit uvit.pth")
 def export(
     dataset: Dataset,
     method: Method,
@@ -259,7 +356,7 @@ def export(
     print(target)
 
 
-@app.command()
+@app.command(epilog="Example: vap explain results/tables/table1.csv phantom-isic2018,vap fid")
 def explain(
     table: Annotated[Path, typer.Argument(help="results/tables/table1.csv, table2.csv or table3.csv.")],
     row: Annotated[
@@ -274,7 +371,7 @@ def explain(
     run(table, row, column, as_json)
 
 
-@bank.command("show")
+@bank.command("show", epilog="Example: vap bank show phantom-isic2018")
 def bank_show(
     dataset: Dataset,
     examples: Annotated[int, typer.Option(min=0, help="Descriptions to show.")] = 3,
@@ -286,7 +383,7 @@ def bank_show(
     show(dataset, examples)
 
 
-@bank.command("search")
+@bank.command("search", epilog='Example: vap bank search phantom-isic2018 "a round lesion" --label NV')
 def bank_search(
     dataset: Dataset,
     query: Annotated[str, typer.Argument(help="A sentence.")],
@@ -300,7 +397,7 @@ def bank_search(
     search(dataset, query, _params(dataset).compute, n, label, split)
 
 
-@bank.command("stats")
+@bank.command("stats", epilog="Example: vap bank stats phantom-isic2018")
 def bank_stats(dataset: Dataset) -> None:
     """How many, how long, how varied and how alike the descriptions of each class are."""
     from vap.prompts.report import stats
@@ -309,7 +406,7 @@ def bank_stats(dataset: Dataset) -> None:
     stats(dataset)
 
 
-@data.command("check")
+@data.command("check", epilog="Example: vap data check isic2018")
 def data_check(
     dataset: Dataset,
     against: Annotated[
@@ -330,7 +427,7 @@ def data_check(
         raise typer.Exit(1)
 
 
-@audits.command("captions")
+@audits.command("captions", epilog="Example: vap audit captions phantom-isic2018")
 def audit_captions(dataset: Dataset) -> None:
     """Count what the descriptions say, and how much of it is true, under results/audit/DATASET/."""
     from vap.captioning.audit import audit
@@ -341,7 +438,7 @@ def audit_captions(dataset: Dataset) -> None:
     print(f"Images with their descriptions: {folder / 'captions.html'}")
 
 
-@audits.command("samples")
+@audits.command("samples", epilog="Example: vap audit samples phantom-isic2018 vap")
 def audit_samples(dataset: Dataset, method: Method, condition: Condition = "seen") -> None:
     """Look whether samples show what their descriptions say; under results/audit/DATASET/."""
     from vap.captioning.audit_samples import audit_samples as run
@@ -352,7 +449,7 @@ def audit_samples(dataset: Dataset, method: Method, condition: Condition = "seen
     print(f"Samples with their descriptions: {target.with_suffix('.html')}")
 
 
-@app.command()
+@app.command(epilog="Example: vap cost paper --device cuda")
 def cost(
     name: Annotated[
         str | None, typer.Argument(help="A file config/NAME.yaml; without it, params.yaml.")
@@ -367,7 +464,7 @@ def cost(
     run(PARAMS_FILE if name is None else Path("config") / f"{name}.yaml", device, json)
 
 
-@app.command("check")
+@app.command("check", epilog="Example: vap check")
 def check_settings() -> None:
     """Judge params.yaml whole, and say which weights are not there yet.
 
@@ -382,7 +479,19 @@ def check_settings() -> None:
     print("params.yaml is in order")
 
 
-@app.command()
+@app.command(epilog="Example: vap doctor")
+def doctor() -> None:
+    """Say what this machine has: versions, GPU, disk, weights and where to get what is missing.
+
+    Exit status 1 if something is broken: a library, the settings, the device that they name, a full disk.
+    """
+    from vap.workflow.doctor import doctor as run
+
+    if not run():
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: vap profile isic2018-64 --dry-run")
 def profile(
     name: Annotated[str, typer.Argument(help="A file config/NAME.yaml, or `list`.")],
     dry_run: Annotated[

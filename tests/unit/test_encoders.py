@@ -16,6 +16,7 @@ import torch
 from vap.common.errors import VapError
 from vap.prompts.encoders import TextEncoder, load_encoder
 from vap.prompts.places import locate
+from vap.publishing.publish import copy_encoder
 
 BIOMEDCLIP = "hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
 BERT = "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"
@@ -271,6 +272,16 @@ def test_only_the_text_tower_is_loaded(folder: Path) -> None:
     keys = encoder.tower.state_dict().keys()
     assert all(key.split(".")[0] in ("transformer", "proj") for key in keys)
     assert [len(e.tokens) for e in encoder.encode(TEXTS)][:3] == [2, 8, 48]
+
+
+def test_a_bundle_has_the_text_tower_alone_and_no_pickle(folder: Path, expected: Any, tmp_path: Path) -> None:
+    as_bin(folder)
+    copied = copy_encoder(locate(str(folder)), tmp_path / "copied")
+    assert [file.name for file in copied.weights] == ["open_clip_model.safetensors"]
+    assert not [file for file in (tmp_path / "copied").iterdir() if file.suffix == ".bin"]
+    assert copied.weights[0].stat().st_size < 0.9 * locate(str(folder)).weights[0].stat().st_size
+    shutil.rmtree(folder)
+    assert_open_clips(str(tmp_path / "copied"), expected)
 
 
 def test_the_revision_is_of_the_weights(folder: Path) -> None:

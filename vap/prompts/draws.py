@@ -229,13 +229,16 @@ def require_same_encoder(where: Any, found: dict[str, Any], bank: PromptBank) ->
         )
 
 
-def encoder_of(bank: PromptBank, device: Any = "cpu") -> TextEncoder:
+def encoder_of(bank: PromptBank, device: Any = "cpu", name: str | None = None) -> TextEncoder:
     """The encoder that made a bank.
+
+    Args:
+        name: where its files lie now; None: where they lay when the bank was made.
 
     Raises:
         VapError: its files are gone, or its weights are no longer those.
     """
-    name = bank.metadata["encoder"]
+    name = name or bank.metadata["encoder"]
     require_same_encoder(f"encoder {name}", {"encoder": name, "revision": locate(name).revision}, bank)
     return load_encoder(name, bank.max_tokens, device)
 
@@ -294,6 +297,7 @@ class SentenceDraws:
         sentences: (class, sentence).
         bank: its encoder, max_tokens and dtype are used.
         path: the file of the sentences, for the record.
+        encoder: that made the bank; None: it is loaded.
 
     Raises:
         VapError: the encoder's weights are no longer those that made the bank.
@@ -305,8 +309,9 @@ class SentenceDraws:
         bank: PromptBank,
         device: Any = "cpu",
         path: Path | None = None,
+        encoder: TextEncoder | None = None,
     ) -> None:
-        encoder = encoder_of(bank, device)
+        encoder = encoder or encoder_of(bank, device)
         self.inputs: dict[str, Path] = {"texts": path} if path else {}
         self.sentences = list(sentences)
         self.rows: dict[str, list[int]] = {}

@@ -1,4 +1,4 @@
-"""`vap bank show`, `search` and `stats`: what a prompt bank holds, as tables."""
+"""`vap bank show`, `search` and `stats`: a prompt bank as tables; `prompt_bank` for a notebook."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -149,6 +151,30 @@ def statistics(bank: PromptBank) -> dict[str, ClassStats]:
             inter=float(own @ (total - own)) / (distinct * others) if others else None,
         )
     return result
+
+
+def prompt_bank(path: str | Path) -> pa.Table:
+    """A prompt bank as a table: a row for each description, class and split.
+
+    Args:
+        path: data/prompts/DATASET.arrow, or prompts.arrow of a bundle.
+
+    Returns:
+        columns `row` (in the bank), `text`, `label`, `split`, `images` (that it describes) and `tokens`.
+
+    Raises:
+        VapError: there is no bank.
+    """
+    bank = PromptBank(Path(path))
+    names = ("row", "text", "label", "split", "images", "tokens")
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    for row, entry in described(bank):
+        counts = Counter(zip(entry["labels"], entry["splits"], strict=True))
+        for (label, split), images in counts.items():
+            values = (row, entry["text"], label, split, images, int(bank.lengths[row]))
+            for name, value in zip(names, values, strict=True):
+                columns[name].append(value)
+    return pa.table(columns)
 
 
 class PlainTable(Table):

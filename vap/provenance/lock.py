@@ -18,7 +18,7 @@ class Lock:
     def __init__(self) -> None:
         there = Path("dvc.lock")
         self.now = _stages(there.read_text(encoding="utf-8")) if there.is_file() else {}
-        self.committed = _stages(_git("show", "HEAD:./dvc.lock") or "") if self.now else {}
+        self.committed = _stages(git("show", "HEAD:./dvc.lock") or "") if self.now else {}
         self.of_out = {out["path"]: stage for stage, told in self.now.items() for out in told.get("outs", [])}
 
     def of(self, path: str) -> dict[str, Any] | None:
@@ -30,7 +30,7 @@ class Lock:
         if stage in self.committed:
             lines = f"/^  {stage}:$/"  # a name has letters, digits, @, - and _ only
             # to the next stage's first line; the last stage has none after it
-            said = _git("log", "-1", "--format=%h", f"-L{lines},/^  [^ ]/:dvc.lock") or _git(
+            said = git("log", "-1", "--format=%h", f"-L{lines},/^  [^ ]/:dvc.lock") or git(
                 "log", "-1", "--format=%h", f"-L{lines},:dvc.lock"
             )
             commit = said.split("\n", 1)[0] if said else None
@@ -49,7 +49,7 @@ def _stages(text: str) -> dict[str, Any]:
         return {}
 
 
-def _git(*arguments: str) -> str | None:
+def git(*arguments: str) -> str | None:
     """What git says; None without git, repository or answer."""
     try:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=30)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from vap.common.errors import VapError, in_brief
 from vap.common.places import model_path
-from vap.generators.official import write
 from vap.generators.trained import open_model
 
 SUFFIXES = (".safetensors", ".pth", ".pt")  # the first, or a torch checkpoint
@@ -21,6 +20,9 @@ def export(dataset: str, method: str, target: Path) -> None:
             than SUFFIXES or cannot be written.
     """
     from safetensors import SafetensorError
+
+    from vap.generators import uvit  # noqa: F401  # first: it and `official` import one another
+    from vap.generators.official import write
 
     if target.suffix not in SUFFIXES:
         raise VapError(target, f"the suffix {target.suffix!r}", " or ".join(SUFFIXES), "name the file so")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +36,7 @@ from vap.generators.base import OneStepMethod, Request, checked
 from vap.generators.diffusion import DiffusionMethod
 from vap.generators.drawing import draw
 from vap.generators.trained import CONFIG, WEIGHTS, open_model
-from vap.params import ComputeParams, Kind, MethodParams, Params, SampleParams, ScheduleParams
+from vap.params import ComputeParams, Kind, MethodParams, Params, SampleParams, SamplerParams, ScheduleParams
 from vap.prompts.bank import PromptBank
 from vap.prompts.draws import Draws, draws_of, parse_condition, rng_of
 from vap.runs import run_of
@@ -52,6 +55,7 @@ class Generator:
         methods: section `method` of params.yaml, for how to draw.
         settings: section `sample`.
         compute: says whether the network is compiled; None: it is not.
+        decoder: folder of the autoencoder; None: the dataset's own.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Generator:
         methods: Mapping[str, MethodParams],
         settings: SampleParams,
         compute: ComputeParams | None = None,
+        decoder: Path | None = None,
     ) -> None:
         self.config, self.method, self.shapes, self.net = open_model(folder, methods)
         self.settings = settings
@@ -68,16 +73,71 @@ class Generator:
         schedule = self.config["schedule"]
         place = f"{folder / CONFIG}: schedule"
         self.schedule = None if schedule is None else checked(ScheduleParams, schedule, place, "train again")
-        self.net.to(device).eval()
+        self.net.eval()
         passes = -(-settings.n // settings.batch_size) * settings.steps
         mode = None if compute is None else compute.compile_mode(device.type, passes)
         if mode is not None:
             self.net.compile(mode=mode)  # type: ignore[no-untyped-call]
         self.autoencoder: Autoencoder | None = None
         if self.method.kind in WITH_DECODER:
-            self.autoencoder = autoencoder.load(autoencoder_path(self.config["dataset"]))
+            self.autoencoder = autoencoder.load(decoder or autoencoder_path(self.config["dataset"]))
+        self.to(device)
+
+    def to(self, device: torch.device) -> None:
+        """Move the networks."""
+        self.net.to(device)
+        if self.autoencoder is not None:
             self.autoencoder.net.to(device)
         self.device = device
+
+    def varied(
+        self,
+        guidance_scale: float | None = None,
+        steps: int | None = None,
+        precision: Literal["fp32", "bf16"] | None = None,
+    ) -> Generator:
+        """The same networks under other settings; None leaves one as it is.
+
+        Args:
+            guidance_scale: w >= 0 in eps_u + w (eps_c - eps_u); 1 is no guidance.
+            steps: evaluations of the network, 1 to those of the noise schedule.
+
+        Raises:
+            VapError: out of range, or the method makes an image in one pass.
+        """
+        other, name = copy.copy(self), self.config["method"]
+        if precision is not None:
+            other.settings = self.settings.model_copy(update={"precision": precision})
+        if guidance_scale is None and steps is None:
+            return other
+        if self.schedule is None or not isinstance(self.method, DiffusionMethod):
+            where = "guidance_scale" if guidance_scale is not None else "steps"
+            found = f"{guidance_scale if guidance_scale is not None else steps} for {name}"
+            raise VapError(where, found, "none: this method makes an image in one pass", "leave it out")
+        own = self.method.sample
+        if guidance_scale is not None:
+            if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
+                raise VapError("guidance_scale", str(guidance_scale), "a number of 0 or more", "correct it")
+            own = own.model_copy(update={"guidance_scale": float(guidance_scale)})
+        if steps is not None:
+            most = self.schedule.timesteps
+            if not 1 <= steps <= most:
+                expected = f"1 to {most}, the steps of the noise schedule"
+                raise VapError("steps", str(steps), expected, "correct it")
+            other.settings = other.settings.model_copy(update={"steps": steps})
+            if own.sampler is not None:
+                own = own.model_copy(update={"sampler": own.sampler.model_copy(update={"steps": steps})})
+        method = copy.copy(self.method)
+        method.sample, other.method = own, method
+        return other
+
+    def told(self) -> dict[str, Any]:
+        """How it draws: precision, the method's own settings, and a diffusion method's sampler."""
+        found: dict[str, Any] = {"precision": self.settings.precision, **self.method.sample.model_dump()}
+        if isinstance(self.method, DiffusionMethod):
+            how = self.method.sampling(self.settings)
+            found["sampler"] = how.model_dump(include=set(SamplerParams.model_fields))
+        return found
 
     def draw(
         self,

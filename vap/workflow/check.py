@@ -210,8 +210,8 @@ def _check_datasets(params: Params, methods: list[Method[Any]]) -> None:
             require_server(params.caption.server, dataset, own.modality)
 
 
-def absent_files(params: Params) -> Iterator[str]:
-    """A line for each file or folder of weights that the settings name and that is not there (yet)."""
+def named_files(params: Params) -> dict[str, str]:
+    """The files and folders of weights, and the font, that the settings name, by dotted key."""
     named: dict[str, str | None] = {}
     if params.latents.pretrained:
         named["latents.path"] = params.latents.path
@@ -224,6 +224,11 @@ def absent_files(params: Params) -> Iterator[str]:
         named[f"method.{name}.train.start_from"] = train.get("start_from")
     for name in params.downstream.classifiers:
         named[f"downstream.classifier.{name}.weights"] = params.downstream.classifier[name].weights
-    for key, path in named.items():
-        if path is not None and not Path(path).exists():
+    return {key: path for key, path in named.items() if path is not None}
+
+
+def absent_files(params: Params) -> Iterator[str]:
+    """A line for each file or folder of weights that the settings name and that is not there (yet)."""
+    for key, path in named_files(params).items():
+        if not Path(path).exists():
             yield f"{PARAMS_FILE}: {key}: {path}: no such file yet; the stage that reads it will stop there"
