@@ -93,16 +93,21 @@ def random_head(net: Any) -> None:
 
 STARTS: dict[str, dict[str, tuple[dict[str, Any], Callable[[Any], None]]]] = {
     "uvit": {
-        "published": ({"final_init": "published"}, keep),
-        "identity": ({"final_init": "identity"}, keep),
-        "a shift": ({"final_init": "identity"}, shifted),
-        "identity, output zero": ({"final_init": "identity"}, zero_patches),
-        "identity, blocks identity": ({"final_init": "identity"}, quiet_blocks),
-        "identity, small class embeddings": ({"final_init": "identity"}, small_labels),
+        "published": ({"final_init": "published", "linear_init": "published"}, keep),
+        "identity": ({"final_init": "identity", "linear_init": "published"}, keep),
+        "a shift": ({"final_init": "identity", "linear_init": "published"}, shifted),
+        "identity, output zero": ({"final_init": "identity", "linear_init": "published"}, zero_patches),
+        "identity, blocks identity": ({"final_init": "identity", "linear_init": "published"}, quiet_blocks),
+        "identity, xavier": ({"final_init": "identity", "linear_init": "xavier"}, keep),
+        "identity, small class embeddings": (
+            {"final_init": "identity", "linear_init": "published"},
+            small_labels,
+        ),
     },
     "vap": {
-        "published": ({"final_init": "published"}, keep),
-        "identity": ({"final_init": "identity"}, keep),
+        "published": ({"final_init": "published", "linear_init": "published"}, keep),
+        "identity": ({"final_init": "identity", "linear_init": "published"}, keep),
+        "identity, xavier": ({"final_init": "identity", "linear_init": "xavier"}, keep),
     },
     "dit": {"published (output zero)": ({}, keep), "output random": ({}, random_head)},
     "ldm": {"as here": ({}, keep), "output zero": ({}, zero_output), "output random": ({}, random_output)},

@@ -51,6 +51,7 @@ def our_method(pcm: str, sizes: Sizes) -> tuple[Method, Shapes]:
                 **model,
                 "mlp_ratio": 4.0,
                 "final_init": "identity",
+                "linear_init": "published",
                 "pcm": pcm,
                 "prototype_tokens": sizes.prototypes,
                 "label_token": pcm == "paper",

@@ -118,7 +118,15 @@ def test_attention_with_a_mask(lengths: list[int], backend: str | None, dtype: t
 @pytest.mark.parametrize("pcm", ["paper", "released", "none"])
 def test_the_network_without_padding_is_the_padded_one_and_the_float32_one(pcm: str) -> None:
     torch.manual_seed(0)
-    model = {"width": 128, "depth": 4, "heads": 2, "patch": 2, "mlp_ratio": 4.0, "final_init": "identity"}
+    model = {
+        "width": 128,
+        "depth": 4,
+        "heads": 2,
+        "patch": 2,
+        "mlp_ratio": 4.0,
+        "final_init": "identity",
+        "linear_init": "published",
+    }
     own = {"pcm": pcm, "prototype_tokens": 16, "label_token": True}
     net = VapNet(VapModelParams.model_validate(model | own), Shapes(16, 4, 7, 24, 96))
     for p in net.parameters():  # also what begins as zero

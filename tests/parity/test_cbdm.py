@@ -39,6 +39,7 @@ TRAIN: dict[str, Any] = {
     "ema_decay": 0.99,
     "condition_dropout": 0.1,
     "grad_clip": None,
+    "predicts": "noise",
     "flip": False,
 }
 

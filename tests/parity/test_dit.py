@@ -60,6 +60,7 @@ def method(start_from: Path | None = None, **model: Any) -> Method[Any]:
         "ema_decay": 0.9,
         "condition_dropout": 0.1,
         "grad_clip": None,
+        "predicts": "noise",
         "start_from": None if start_from is None else str(start_from),
     }
     entry = {"model": settings | model, "train": train, "sample": {"guidance_scale": 1.0, "sampler": None}}
@@ -250,7 +251,7 @@ def test_the_sampler_gets_the_noise_and_behind_it_a_learned_variance(learn_sigma
     own = method(learn_sigma=learn_sigma)
     net, given = stirred(own.build(SHAPES)), inputs()  # type: ignore[arg-type]
     null = torch.full((3,), 5)
-    predict = own.predictor(net, Condition(given["label"]), Condition(null))
+    predict = own.predictor(net, Condition(given["label"]), Condition(null), SCHEDULE)
     assert own.learns_variance == learn_sigma
     assert net(**given).shape[1] == (8 if learn_sigma else 4)
     assert torch.equal(predict(given["x"], given["t"], False), net(**given))

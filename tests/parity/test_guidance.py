@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vap.diffusion.guidance import guided, guided_together
+from vap.diffusion.schedule import Schedule
 from vap.generators.base import Shapes
 from vap.generators.settings import TransformerTrainParams
 from vap.generators.uvit.method import Method as UViTMethod
@@ -15,7 +16,15 @@ from vap.generators.vap.method import Method as VapMethod
 from vap.generators.vap.method import VapModelParams, VapTrainParams
 from vap.training.batch import Condition
 
-MODEL = {"width": 32, "depth": 2, "heads": 4, "patch": 2, "mlp_ratio": 4.0, "final_init": "published"}
+MODEL = {
+    "width": 32,
+    "depth": 2,
+    "heads": 4,
+    "patch": 2,
+    "mlp_ratio": 4.0,
+    "final_init": "published",
+    "linear_init": "published",
+}
 TRAIN = {
     "steps": 1,
     "batch_size": 1,
@@ -26,13 +35,18 @@ TRAIN = {
     "ema_decay": 0.0,
     "condition_dropout": 0.0,
     "grad_clip": None,
+    "predicts": "noise",
     "start_from": None,
 }
 B, CLASSES = 3, 4
+SCHEDULE = Schedule("scaled_linear", 1000, 0.00085, 0.012)
 
 
-def uvit() -> tuple[UViTMethod, Condition, Condition]:
-    method = UViTMethod(UViTParams.model_validate(MODEL), TransformerTrainParams.model_validate(TRAIN))
+def uvit(predicts: str = "noise") -> tuple[UViTMethod, Condition, Condition]:
+    method = UViTMethod(
+        UViTParams.model_validate(MODEL),
+        TransformerTrainParams.model_validate({**TRAIN, "predicts": predicts}),
+    )
     return method, Condition(torch.tensor([0, 3, 1])), Condition(torch.full((B,), CLASSES))
 
 
@@ -60,9 +74,9 @@ def test_one_pass_is_two_passes(make: object) -> None:
     for p in net.parameters():
         p.normal_(std=0.1)
     x, t = torch.randn(B, 3, 8, 8), torch.tensor([1.0, 400.0, 1000.0])
-    two = guided(method.predictor(net, condition, null), 2.5)
+    two = guided(method.predictor(net, condition, null, SCHEDULE), 2.5)
     both = null.joined(condition)
-    pair = method.predictor(net, both, both)
+    pair = method.predictor(net, both, both, SCHEDULE)
     passes: list[int] = []
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
@@ -101,3 +115,17 @@ def test_a_learned_variance_is_the_conditional_one() -> None:
     x, t = torch.randn(2, 3, 4, 4), torch.ones(2)
     for found in (guided(predict, 1.5)(x, t), guided_together(together, 1.5)(x, t)):
         torch.testing.assert_close(found, torch.cat([x * 5, x * 0 + 9], 1))
+
+
+@torch.no_grad()
+def test_the_sampler_gets_the_noise_of_a_network_that_predicts_the_velocity() -> None:
+    torch.manual_seed(0)
+    method, condition, null = uvit("velocity")
+    net = method.build(Shapes(8, 3, CLASSES)).eval()
+    for p in net.parameters():
+        p.normal_(std=0.1)
+    x, t = torch.randn(B, 3, 8, 8), torch.tensor([1.0, 400.5, 1000.0])
+    found = method.predictor(net, condition, null, SCHEDULE)(x, t, False)
+    v = net(x, t, condition.label)
+    assert torch.equal(found, SCHEDULE.noise_of_velocity(v, x, t))
+    assert not torch.allclose(found, v)

@@ -35,6 +35,7 @@ TRAIN = {
     "ema_decay": 0.9,
     "condition_dropout": 0.1,
     "grad_clip": None,
+    "predicts": "noise",
 }
 
 

@@ -36,7 +36,7 @@ def vap_net(seed: int = 0, **changes: int) -> VapNet:
         "mlp_ratio": 4.0,
         "prototype_tokens": 2,
     }
-    params["final_init"] = "published"
+    params["final_init"] = params["linear_init"] = "published"
     shapes = Shapes(
         **{"size": 8, "channels": 4, "num_classes": 5, "context_dim": 6, "context_tokens": 7, **changes}
     )

@@ -116,7 +116,15 @@ def test_the_network_and_its_gradients_are_those_of_the_padded_batch(
     for module in (uvit, prototype):
         monkeypatch.setattr(module, "varlen_attention", as_on_a_gpu)
     torch.manual_seed(0)
-    model = {"width": 32, "depth": 4, "heads": 4, "patch": 2, "mlp_ratio": 4.0, "final_init": "identity"}
+    model = {
+        "width": 32,
+        "depth": 4,
+        "heads": 4,
+        "patch": 2,
+        "mlp_ratio": 4.0,
+        "final_init": "identity",
+        "linear_init": "published",
+    }
     params = VapModelParams.model_validate({**model, "pcm": pcm, "prototype_tokens": 3, "label_token": True})
     net = VapNet(params, Shapes(8, 3, 4, context_dim=6, context_tokens=S))
     for p in net.parameters():  # also what begins as zero

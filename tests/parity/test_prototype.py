@@ -28,6 +28,7 @@ MODEL = {
     "patch": 2,
     "mlp_ratio": 4.0,
     "final_init": "published",
+    "linear_init": "published",
     "prototype_tokens": 3,
     "label_token": True,
 }
@@ -41,6 +42,7 @@ TRAIN = {
     "ema_decay": 0.0,
     "condition_dropout": 0.0,
     "grad_clip": None,
+    "predicts": "noise",
     "start_from": None,
 }
 
@@ -97,6 +99,15 @@ def test_zero_layer_is_zero_after_the_whole_network_is_initialised() -> None:
     assert not pcm.inject.bias.any()
     assert pcm.cross_attn.q.weight.std().item() == pytest.approx(0.02, rel=0.2)
     assert pcm.prototypes.weight.std().item() == pytest.approx(1.0, rel=0.15)  # N(0, 1), authors
+
+
+def test_the_linear_layers_may_begin_by_their_width_and_the_zero_layer_stays_zero() -> None:
+    pcm = network("paper", linear_init="xavier").pcm
+    assert isinstance(pcm, PrototypeCondition)
+    assert not pcm.inject.weight.any()
+    assert pcm.cross_attn.q.weight.std().item() == pytest.approx((2 / 64) ** 0.5, rel=0.2)
+    released = network("released", linear_init="xavier").pcm
+    assert released.q.weight.std().item() == pytest.approx(0.02, rel=0.2)
 
 
 def test_the_zero_layer_learns_at_the_first_step_and_the_prior_at_the_second() -> None:

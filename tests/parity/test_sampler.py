@@ -345,6 +345,28 @@ def test_denoising_loss_is_equation_2() -> None:
     assert seen[1] is t
 
 
+def test_the_velocity_is_that_of_salimans_and_ho_and_leads_back_to_the_noise() -> None:
+    x0, noise = torch.randn(2, 3, 4, 4, 4)
+    t = torch.tensor([1, 400, 1000])
+    alpha, sigma = (v.float()[:, None, None, None] for v in SCHEDULE.alpha_sigma(t))
+    x, v = SCHEDULE.add_noise(x0, noise, t), SCHEDULE.velocity(x0, noise, t)
+    torch.testing.assert_close(v, alpha * noise - sigma * x0)
+    torch.testing.assert_close(alpha * x - sigma * v, x0)  # their Eq. of x_0
+    for times in (t, t.double()):  # whole times of training, fractional ones of a sampler
+        torch.testing.assert_close(SCHEDULE.noise_of_velocity(v, x, times), noise)
+
+
+def test_the_loss_of_a_network_that_predicts_the_velocity() -> None:
+    x0, noise = torch.randn(2, 3, 4, 4, 4)
+    t = torch.tensor([1, 400, 1000])
+
+    def predict(x: Tensor, at: Tensor) -> Tensor:
+        return SCHEDULE.velocity(x0, noise, at) + torch.arange(3.0)[:, None, None, None]
+
+    errors = denoising_errors(predict, SCHEDULE, x0, t, noise, "velocity")
+    torch.testing.assert_close(errors.mean((1, 2, 3)), torch.tensor([0.0, 1.0, 4.0]), atol=1e-5, rtol=1e-5)
+
+
 def test_the_uneven_error_is_that_of_the_worst_row_or_column() -> None:
     errors = torch.ones(3, 2, 6, 8)
     assert uneven_error(errors) == 1

@@ -100,6 +100,14 @@ def test_the_final_convolution_begins_as_the_identity_or_as_published() -> None:
         tiny(final_init="zero")
 
 
+def test_the_linear_layers_begin_as_published_or_by_their_width() -> None:
+    published = tiny(linear_init="published").mid_block.mlp.fc1
+    assert published.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    xavier = tiny(linear_init="xavier").mid_block.mlp.fc1
+    assert xavier.weight.std().item() == pytest.approx((2 / sum(xavier.weight.shape)) ** 0.5, rel=0.1)
+    assert xavier.bias.count_nonzero() == 0
+
+
 def test_timestep_embedding_is_cos_then_sin() -> None:
     found = timestep_embedding(torch.tensor([7.0]), 6)[0]
     angles = [7 * 10_000 ** (-i / 3) for i in range(3)]

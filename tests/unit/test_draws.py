@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import unicodedata
@@ -21,8 +22,10 @@ from vap.autoencoders.autoencoder import small_kl
 from vap.common.artifacts import ArrowFile
 from vap.common.errors import VapError
 from vap.common.markup import same_name
+from vap.common.places import model_path
 from vap.common.weights import read_tensors
 from vap.generators import train
+from vap.generators.trained import open_model
 from vap.prompts.bank import PromptBank
 from vap.prompts.draws import BankDraws, SentenceDraws, draws_of, encoder_of, parse_condition, read_sentences
 from vap.prompts.encoders import Encoded
@@ -312,7 +315,8 @@ def test_another_encoder_than_the_banks_is_refused(monkeypatch: pytest.MonkeyPat
 @pytest.fixture
 def trained() -> Any:
     """A trained model of the toy latents, with a decoder."""
-    params = settings(sample__n=6, sample__steps=2, sample__batch_size=4)
+    own = {"method__uvit__train__predicts": "noise"}  # as the official codes read it
+    params = settings(sample__n=6, sample__steps=2, sample__batch_size=4, **own)
     write_latents(Path("data/latents/own.arrow"))
     torch.manual_seed(0)
     small_kl(8, 1, [8, 8], 2).save(Path("data/autoencoders/own"))
@@ -376,11 +380,26 @@ def test_another_format_than_png_is_refused(target: str) -> None:
 # ── a model for the official codes ──────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("suffix", ["safetensors", "pth", "pt"])
-def test_a_model_is_exported(trained: Any, suffix: str) -> None:
-    target = Path(f"new/folder/w.{suffix}")
-    export("own", "uvit", target)
-    assert "pos_embed" in read_tensors(target, "", "")
+def test_a_model_is_exported_where_it_predicts_the_noise(trained: Any) -> None:
+    for suffix in ("safetensors", "pth", "pt"):
+        target = Path(f"new/folder/w.{suffix}")
+        export("own", "uvit", target)
+        assert "pos_embed" in read_tensors(target, "", "")
+    train.run(settings(method__uvit__train__predicts="velocity"), "own", "uvit")
+    with pytest.raises(VapError, match="a network that predicts the velocity; expected one that predicts"):
+        export("own", "uvit", Path("other.pth"))
+    assert not Path("other.pth").exists()
+
+
+def test_a_model_of_before_a_setting_existed_is_opened_as_it_was_trained(trained: Any) -> None:
+    folder = model_path("own", "uvit")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["train"].pop("predicts") == "noise"
+    assert config["model"].pop("linear_init") == "xavier"
+    (folder / "config.json").write_text(json.dumps(config))
+    method = open_model(folder).method
+    assert method.train.predicts == "noise"
+    assert method.model.linear_init == "published"
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])

@@ -131,7 +131,8 @@ def test_an_option_of_another_adapter_is_told_with_its_own(adapter: str, option:
 
 
 def test_equal_betas_are_a_schedule() -> None:
-    assert parse(changed("train.schedule.beta_start", 0.012)).train.schedule.beta_end == 0.012
+    end = parse(changed("train.schedule.beta_end", 0.02)).train.schedule.beta_end
+    assert parse(changed("train.schedule.beta_start", end)).train.schedule.beta_start == end
 
 
 def test_a_figure_that_no_memory_holds_is_refused() -> None:

@@ -161,9 +161,8 @@ def _sampling_pass(name: str, entry: str, sizes: Sizes, batch: int, tokens: int)
             one.flops * batch, one.kernels, one.activations * batch, one.largest * batch, one.parameters
         )
     net, x, t, c = _inputs(method, sizes, batch, tokens)
-    predict = method.predictor(net.eval(), c, c)
     with torch.inference_mode():
-        return counted(lambda: predict(x, t, False), net)
+        return counted(lambda: method.predict(net.eval(), x, t, c), net)
 
 
 def one_step(name: str) -> bool:

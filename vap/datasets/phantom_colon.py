@@ -116,11 +116,11 @@ def _surface(
 ) -> Array:
     u, v = coordinates
     if texture == "granular":
-        d2, value = c.cells(rng, u, v, rng.uniform(0.15, 0.18))
+        d2, value = c.cells(rng, u, v, rng.uniform(0.21, 0.25))
         return mix(shade, color * np.float32(0.58), 0.8 * ramp(0.07 + 0.04 * value - d2, 0.06))
     if texture == "ridged":  # winding grooves
         bent = u + 0.06 * c.noise(rng, 5)
-        grooves = ramp((np.cos(2 * np.pi * bent / rng.uniform(0.22, 0.26)) - 0.2), 1.0)
+        grooves = ramp((np.cos(2 * np.pi * bent / rng.uniform(0.30, 0.35)) - 0.2), 1.0)
         return mix(shade, color * np.float32(0.60), 0.75 * grooves)
     return shade
 

@@ -102,17 +102,17 @@ def _texture(
         return lesion
     light = np.float32(255.0) - (np.float32(255.0) - color) * np.float32(0.70)
     if texture == "network":  # a mesh of dark lines over lighter meshes
-        period = rng.uniform(0.19, 0.23)
+        period = rng.uniform(0.28, 0.33)
         bend, sway = 1.1 * c.noise(rng, 6), 1.1 * c.noise(rng, 6)
         lines = np.maximum(np.cos(2 * np.pi * u / period + bend), np.cos(2 * np.pi * v / period + sway))
         mesh = ramp(lines.astype(np.float32) - 0.35, 1.2)
         return mix(mix(lesion, light, 0.6 * (1 - mesh)), color * np.float32(0.66), 0.75 * mesh)
     if texture == "dotted":  # dark globules
-        d2, value = c.cells(rng, u, v, rng.uniform(0.23, 0.27))
+        d2, value = c.cells(rng, u, v, rng.uniform(0.30, 0.35))
         dots = ramp(0.055 + 0.04 * value - d2, 0.05)
         lesion = mix(lesion, light, np.full_like(u, 0.30))
         return mix(lesion, color * np.float32(0.38), 0.88 * dots)
-    flaking = -c.noise(rng, 20)  # scaly: whitish flakes over a third of the lesion
+    flaking = -c.noise(rng, 13)  # scaly: whitish flakes over a third of the lesion
     covered = 0.33 * float(np.mean(rho < 1.0))
     flakes = ramp(level_of_area(flaking, covered, rho < 1.0) - flaking, 0.7)
     white = np.array([246, 240, 228], np.float32)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from vap.diffusion.schedule import Schedule
+
+Predicts = Literal["noise", "velocity"]
 
 
 def denoising_errors(
@@ -16,20 +19,27 @@ def denoising_errors(
     x0: Tensor,
     t: Tensor,
     noise: Tensor,
+    predicts: Predicts = "noise",
 ) -> Tensor:
     """|eps - eps_theta(x_t, t)|² of every element; its mean over batch and elements is L_D.
 
     Args:
-        predict: (x_t (B, C, H, W), t (B,)) to the predicted noise.
+        predict: (x_t (B, C, H, W), t (B,)) to what the network predicts.
         x0: (B, C, H, W) clean latents of about unit variance.
         t: (B,) whole time steps in 1..T.
         noise: eps, like x0.
+        predicts: "noise", or "velocity": the error is then of v_t in place of eps.
 
     Returns:
         (B, C, H, W) float32.
     """
-    noise_pred = predict(schedule.add_noise(x0, noise, t), t)
-    return (noise_pred.float() - noise.float()).square()
+    predicted = predict(schedule.add_noise(x0, noise, t), t)
+    return (predicted.float() - target(predicts, schedule, x0, t, noise).float()).square()
+
+
+def target(predicts: Predicts, schedule: Schedule, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """What a network that predicts the noise, or the velocity, should have said: like x0."""
+    return schedule.velocity(x0, noise, t) if predicts == "velocity" else noise
 
 
 def uneven_error(errors: Tensor) -> Tensor:

@@ -53,8 +53,27 @@ class Schedule:
 
         The two scales are looked up on x_0's device, so that a training step never waits for the CPU.
         """
-        if x0.device not in self._tables:
-            alphas, sigmas = self.alpha_sigma(torch.arange(self.timesteps + 1))
-            self._tables[x0.device] = alphas.float().to(x0.device), sigmas.float().to(x0.device)
-        alpha, sigma = (table[t].to(x0.dtype)[:, None, None, None] for table in self._tables[x0.device])
+        alpha, sigma = self._scales(x0, t)
         return alpha * x0 + sigma * noise
+
+    def velocity(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """v_t = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0 (Salimans and Ho, 2022), as `add_noise`."""
+        alpha, sigma = self._scales(x0, t)
+        return alpha * noise - sigma * x0
+
+    def noise_of_velocity(self, v: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """The noise eps in x_t (B, C, H, W) at times t (B,), whole or fractional, whose velocity is v."""
+        alpha, sigma = self._scales(x, t)
+        return sigma * x + alpha * v
+
+    def _scales(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """`alpha_sigma` at t (B,), each (B, 1, 1, 1) of x's device and dtype."""
+        if t.dtype.is_floating_point:
+            scales = self.alpha_sigma(t)
+        else:
+            if x.device not in self._tables:
+                alphas, sigmas = self.alpha_sigma(torch.arange(self.timesteps + 1))
+                self._tables[x.device] = alphas.float().to(x.device), sigmas.float().to(x.device)
+            scales = self._tables[x.device][0][t], self._tables[x.device][1][t]
+        alpha, sigma = (scale.to(x)[:, None, None, None] for scale in scales)
+        return alpha, sigma

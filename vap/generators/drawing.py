@@ -36,18 +36,18 @@ def draw(
     """
     scale, shape = method.sample.guidance_scale, (shapes.channels, shapes.size, shapes.size)
     condition, null = request.condition, request.null
-    first = request.noise(shape, 0)
+    first, noising = request.noise(shape, 0), Schedule(**schedule.model_dump())
     if first.is_cuda and scale not in (0.0, 1.0):
         both = null.joined(condition)
-        pair = method.predictor(net, both, both)
+        pair = method.predictor(net, both, both, noising)
         predict = guided_together(lambda x, t: pair(x, t, False), scale)
     else:  # two passes, since the null prompt is the shorter one
-        predict = guided(method.predictor(net, condition, null), scale)
+        predict = guided(method.predictor(net, condition, null, noising), scale)
     how = method.sampling(settings)
     with torch.autocast(first.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
         return sample(
             predict,
-            Schedule(**schedule.model_dump()),
+            noising,
             first,
             sampler=how.sampler,
             steps=how.steps,

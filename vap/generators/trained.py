@@ -57,8 +57,10 @@ def _method(config: Mapping[str, Any], file: Path, methods: Mapping[str, MethodP
         if name not in methods:
             raise VapError(place, "no such entry", "the method's settings", "add it")
         sample = checked(cls.sample_params, methods[name].sample.model_dump(), place)
+    before = {"predicts": "noise", "linear_init": "published"}  # of models made before these keys were
     model, train = (
-        checked(schema, config[key], f"{file}: {key}", "train again")
+        checked(schema, found, f"{file}: {key}", "train again")
         for key, schema in (("model", cls.model_params), ("train", cls.train_params))
+        for found in [{k: v for k, v in before.items() if k in schema.model_fields} | config[key]]
     )
     return cls(model, train, sample)

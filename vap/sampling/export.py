@@ -16,8 +16,8 @@ def export(dataset: str, method: str, target: Path) -> None:
     """Write the averaged weights of results/models/{dataset}/{method} to `target`.
 
     Raises:
-        VapError: there is no trained model, the official code cannot hold it, or `target` has another suffix
-            than SUFFIXES or cannot be written.
+        VapError: there is no trained model, the official code cannot hold it or would misread it, or `target`
+            has another suffix than SUFFIXES or cannot be written.
     """
     from safetensors import SafetensorError
 
@@ -28,7 +28,15 @@ def export(dataset: str, method: str, target: Path) -> None:
         raise VapError(target, f"the suffix {target.suffix!r}", " or ".join(SUFFIXES), "name the file so")
     if target.is_dir():
         raise VapError(target, "a folder", "a file to write", "name another, or move what is there")
-    net = open_model(model_path(dataset, method)).net
+    trained = open_model(model_path(dataset, method))
+    net = trained.net
+    if getattr(trained.method.train, "predicts", "noise") != "noise":
+        raise VapError(
+            model_path(dataset, method),
+            "a network that predicts the velocity",
+            "one that predicts the noise, as the official codes read it",
+            f"train it with method.{trained.method.name}.train.predicts: noise",
+        )
     expected, fix = "a place that can be written", "name another"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from vap.diffusion.loss import uneven_error
+from vap.diffusion.loss import target, uneven_error
 from vap.diffusion.schedule import Schedule
 from vap.generators.base import Shapes
 from vap.generators.cbdm.network import PixelUNet
@@ -63,15 +63,16 @@ class Method(DiffusionMethod[CbdmParams]):
     def loss(self, net: nn.Module, batch: Batch, schedule: Schedule) -> tuple[Tensor, dict[str, Tensor]]:
         """|eps - h|² + w_t (|h - sg(h')|² + |sg(h) - h'|² / 4), w_t = tau t / T (CBDM, Eqs. 8 and 9).
 
-        h' is the prediction for the same x_t and another class, drawn as often as in training. An image whose
-        class was dropped has no such term; the released code drops the class of a whole batch at a time,
-        which is the same on average.
+        h is the prediction of the noise, or of the velocity (train.predicts), h' the one for the same x_t and
+        another class, drawn as often as in training. An image whose class was dropped has no such term; the
+        released code drops the class of a whole batch at a time, which is the same on average.
         """
         label, other = batch.condition.label, batch.other_label
         assert other is not None
         x = schedule.add_noise(batch.x0, batch.noise, batch.t)
         h, h_other = net(x.repeat(2, 1, 1, 1), batch.t.repeat(2), torch.cat([label, other])).float().chunk(2)
-        errors = (h - batch.noise.float()).square()
+        wanted = target(self.train.predicts, schedule, batch.x0, batch.t, batch.noise)
+        errors = (h - wanted.float()).square()
         denoising = errors.mean()
         labelled = (label < self.null_class(net)).float()
         weight = self.train.tau * labelled * batch.t / schedule.timesteps  # (B,)

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
+from vap.generators.init import LinearInit
 from vap.generators.latents import LatentMethod
 from vap.generators.official import start_from
 from vap.generators.settings import TransformerParams, TransformerTrainParams
@@ -20,6 +21,7 @@ class UViTParams(TransformerParams):
 
     depth: Annotated[int, Field(ge=2, multiple_of=2)]
     final_init: Literal["identity", "published"]
+    linear_init: LinearInit
 
 
 class Method(LatentMethod[UViTParams]):

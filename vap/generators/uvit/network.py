@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vap.generators.init import init_weights
+from vap.generators.init import LINEAR_INITS, LinearInit
 from vap.generators.packing import Packing, packing, row_length, varlen_attention
 
 HALF = (torch.bfloat16, torch.float16)
@@ -178,6 +178,8 @@ class UViT(nn.Module):
             official code. "identity": it begins by passing its input through. The random start holds the loss
             on a plateau for hundreds of steps, in which the convolution may learn to shift the image by one
             latent pixel; a border row or column then keeps its noise (docs/method.md).
+        linear_init: initial weights of the linear layers: "published", of standard deviation 0.02 as in the
+            official code, or "xavier", which depend on the width.
 
     Tokens: [label], time, [context …], patches, the order of the official code's two variants.
     """
@@ -198,6 +200,7 @@ class UViT(nn.Module):
         context_dim: int | None = None,
         context_tokens: int = 0,
         final_init: str = "identity",
+        linear_init: LinearInit = "published",
     ) -> None:
         super().__init__()
         if size % patch:
@@ -229,7 +232,7 @@ class UViT(nn.Module):
         self.final_layer = nn.Conv2d(channels, channels, 3, padding=1)
 
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        self.apply(init_weights)
+        self.apply(LINEAR_INITS[linear_init])
         if final_init == "identity":
             nn.init.dirac_(self.final_layer.weight)
             nn.init.zeros_(self.final_layer.bias)  # type: ignore[arg-type]

@@ -47,12 +47,18 @@ class VapNet(nn.Module):
             patch=params.patch,
             mlp_ratio=params.mlp_ratio,
             final_init=params.final_init,
+            linear_init=params.linear_init,
         )
         self.pcm = (
             None
             if params.pcm == "none"
             else prototype_condition(
-                params.pcm, params.width, params.heads, shapes.num_classes, params.prototype_tokens
+                params.pcm,
+                params.width,
+                params.heads,
+                shapes.num_classes,
+                params.prototype_tokens,
+                params.linear_init,
             )
         )
         self.recon: tuple[Tensor, Tensor] | None = None  # L_recon, variance of F_e, of the last forward

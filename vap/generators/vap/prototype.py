@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vap.generators.init import init_weights
+from vap.generators.init import LINEAR_INITS, LinearInit, init_weights
 from vap.generators.packing import Packing, varlen_attention
 from vap.generators.uvit.network import Attention, Mlp, Norm
 
@@ -120,9 +120,17 @@ class PrototypeCondition(nn.Module):
         heads: attention heads.
         num_classes: real classes; row `num_classes` holds the prototypes of the null class.
         tokens: prototype tokens M of a class.
+        linear_init: initial weights of the linear layers, as UViT's.
     """
 
-    def __init__(self, width: int, heads: int, num_classes: int, tokens: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        num_classes: int,
+        tokens: int,
+        linear_init: LinearInit = "published",
+    ) -> None:
         super().__init__()
         self.width, self.tokens = width, tokens
         self.prototypes = Prototypes(num_classes, tokens, width)
@@ -131,8 +139,8 @@ class PrototypeCondition(nn.Module):
         self.norm_joint = Norm(width)
         self.self_attn = Attention(width, heads)
         self.inject = nn.Linear(width, width)
-        self.apply(init_weights)
-        nn.init.zeros_(self.inject.weight)  # after init_weights, which would undo it
+        self.apply(LINEAR_INITS[linear_init])
+        nn.init.zeros_(self.inject.weight)  # last, since the line above would undo it
         nn.init.zeros_(self.inject.bias)
 
     def forward(
@@ -189,13 +197,13 @@ class ReleasedPrototypeCondition(nn.Module):
         return x + self.z2(self.mlp(self.norm(x))), loss
 
 
-def prototype_condition(kind: str, width: int, heads: int, num_classes: int, tokens: int) -> nn.Module:
-    """The PCM that `method.NAME.model.pcm` names: "paper" or "released"."""
-    known: dict[str, type[nn.Module]] = {
-        "paper": PrototypeCondition,
-        "released": ReleasedPrototypeCondition,
-    }
-    return known[kind](width, heads, num_classes, tokens)
+def prototype_condition(
+    kind: str, width: int, heads: int, num_classes: int, tokens: int, linear_init: LinearInit = "published"
+) -> nn.Module:
+    """The PCM that `method.NAME.model.pcm` names: "paper", or "released", which begins as published."""
+    if kind == "released":
+        return ReleasedPrototypeCondition(width, heads, num_classes, tokens)
+    return PrototypeCondition(width, heads, num_classes, tokens, linear_init)
 
 
 def feature_variance(encoded: Tensor, mask: Tensor | Packing | None = None) -> Tensor:
