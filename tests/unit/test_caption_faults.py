@@ -5,8 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
+import socket
+import subprocess
+import sys
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +164,71 @@ def test_a_server_that_dies_half_way_changes_no_byte(project: Path) -> None:
             run([weak.url, server.url])
     assert len(weak.requests) >= 5
     assert file_sha256(OUT) == whole
+
+
+# ── the servers that users reported ─────────────────────────────────────────────────────────────────
+
+CHAT = Path(
+    os.environ.get("VAP_TEST_REPORTS", Path(__file__).parents[3] / "shared/reports"), "server/chat.py"
+)
+WORDS = "A small dark lesion on pale skin."
+ANSWERED = {  # what each description must hold, and must not
+    "plain": (WORDS, "<"),
+    "think": (WORDS, "melanoma"),
+    "halfthink": (WORDS, "melanoma"),
+    "markdown": ("[/INST]", "\x1b"),
+    "chinese": ("浅色皮肤上有一个小的深色圆形病灶", "?"),
+    "nul": ("Number", "<"),  # kept as it is, and shown without its control characters
+    "special": (WORDS, "\x00"),
+    "maxtok": (WORDS, "max_tokens"),
+    "error200some": (WORDS, "overloaded"),
+    "bom": (WORDS, "\ufeff"),
+}
+ENDED = {  # in one line, with the server's own words
+    "cutthink": r"thoughts and no answer after them \(finish_reason length\): raise caption.max_tokens",
+    "quota": r"HTTP 429 \(You exceeded your current quota, please check your plan",
+    "error200": r"HTTP 429 \(Provider returned error\)",
+    "choices0": r"the server gave no choice of an answer",
+    "sse": r"HTTP 200 with no chat completion \(data: ",
+    "html": r"HTTP 200 with no chat completion \(<html>login</html>\)",
+}
+
+
+@pytest.fixture
+def reported(request: pytest.FixtureRequest, project: Path) -> Iterator[str]:
+    """The URL of the scripted server of that report."""
+    if not CHAT.is_file():
+        pytest.skip(f"no reports at {CHAT}")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen([sys.executable, CHAT, str(port), request.param])
+    try:
+        while server.poll() is None:
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except ConnectionRefusedError:
+                time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.mark.parametrize(("reported", "words"), ANSWERED.items(), ids=ANSWERED, indirect=["reported"])
+def test_a_reported_server_is_understood(reported: str, words: tuple[str, str]) -> None:
+    there, absent = words
+    for row in run(reported, caption__model="m"):
+        assert row["error"] is None
+        assert there in row["t_mix"]
+        assert absent not in row["t_mix"]
+
+
+@pytest.mark.parametrize(("reported", "reason"), ENDED.items(), ids=ENDED, indirect=["reported"])
+def test_a_reported_server_that_gives_no_answer_is_told_with_its_own_words(
+    reported: str, reason: str
+) -> None:
+    with pytest.raises(VapError, match=reason) as found:
+        run(reported, caption__model="m", caption__max_failed=1.0)
+    assert "\n" not in str(found.value)
