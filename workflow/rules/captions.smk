@@ -12,6 +12,7 @@ rule caption:
         "logs/caption/{dataset}.log",
     conda:
         "../../environment.yml"
+    priority: 10  # the longest trainings wait for it
     resources:
         mem_mb=2000,
         vllm=int(config["caption"]["server"] == "vllm"),  # one server at a time: it takes the GPU
@@ -33,6 +34,7 @@ rule encode:
         "logs/encode/{dataset}.log",
     conda:
         "../../environment.yml"
+    priority: 10
     resources:
         mem_mb=4000,
     message:

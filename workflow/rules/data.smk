@@ -12,6 +12,7 @@ rule prepare:
         "logs/prepare/{dataset}.log",
     conda:
         "../../environment.yml"
+    priority: 10  # all else waits for it
     resources:
         mem_mb=2000,
     message:
@@ -34,6 +35,7 @@ rule latents:
         "logs/latents/{dataset}.log",
     conda:
         "../../environment.yml"
+    priority: 10
     resources:
         mem_mb=4000,
     message:
