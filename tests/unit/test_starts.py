@@ -23,7 +23,9 @@ def small(monkeypatch: pytest.MonkeyPatch, fresh_accelerate: None) -> Iterator[N
 
 
 def run(start: str, change: Callable[[Any], None] = starts.keep) -> dict[str, Any]:
-    found = starts.trained("uvit", {"final_init": start}, change, 0, starts.SmoothFields())
+    found = starts.trained(
+        "uvit", {"final_init": start, "linear_init": "published"}, change, 0, starts.SmoothFields()
+    )
     return {**found, "loss": found["loss"][120]}
 
 
