@@ -39,10 +39,10 @@ def run() -> Result:
     if gpu:
         net.compile()
         both = null.joined(conditional)
-        pair = method.predictor(net, both, both)
+        pair = method.predictor(net, both, both, schedule)
         predict = guided_together(lambda x, t: pair(x, t, False), SCALE)
     else:
-        predict = guided(method.predictor(net, conditional, null), SCALE)
+        predict = guided(method.predictor(net, conditional, null, schedule), SCALE)
 
     def plain_predict(x: Tensor, t: Tensor) -> Tensor:
         unconditional = plain(x, t, null_label, padded_null)[0]

@@ -64,6 +64,7 @@ def our_method(pcm: str, sizes: Sizes) -> tuple[Method, Shapes]:
                 "ema_decay": 0.9999,
                 "condition_dropout": 0.1,
                 "grad_clip": None,
+                "predicts": "noise",
                 "start_from": None,
                 "alpha": 1.0,
             }
