@@ -50,7 +50,7 @@ from vap.metrics.fidelity import frechet_distance
 from vap.metrics.kernel import neighbour_metrics
 from vap.metrics.networks import read_weights
 
-MODEL, SAMPLE = ("final_init", "linear_init"), ("n",)  # keys of a run's own settings that are not of its training
+MODEL, SAMPLE = ("final_init", "linear_init"), ("n",)  # a run's own keys that are not of its training
 GRID = (14, 8)
 KEPT = 800  # samples of the run whose weights are kept, as JPEG
 FILE_MB, FILES, TOTAL_MB = 15.5, 8, 64.0  # of what comes back
