@@ -89,10 +89,15 @@ def test_every_job_has_a_row(profile: Path, no_counting: None) -> None:
     assert all(row.scales and row.memory_gb for row in rows if row.hours is not None)
 
 
-def test_a_stage_without_rule_is_not_known(project: Path, no_counting: None) -> None:
+def test_a_stage_without_rule_is_not_known_and_one_of_the_users_own_is_left_out(
+    project: Path, no_counting: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     record = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))
     record["stages"]["polish"] = {"cmd": "vap polish ${item.dataset}", "matrix": {"dataset": ["a", "b"]}}
     Path("dvc.yaml").write_text(yaml.safe_dump(record, sort_keys=False))
+    pipeline.dvc_stages.cache_clear()
+    assert not [row for row in rows_of("smoke") if row.stage == "polish"]
+    monkeypatch.setattr(pipeline, "COMMANDS", [*pipeline.COMMANDS, ["polish"]])
     pipeline.dvc_stages.cache_clear()
     found = [row for row in rows_of("smoke") if row.stage == "polish"]
     assert [row.item for row in found] == ["a", "b"]
