@@ -32,15 +32,18 @@ KINDS = {"stylegan": "images", "cbdm": "images", "vap": "prompts"}
 AUTOENCODER = {"steps": 2000, "lr": 3.0e-3, "patch": 4, "channels": [128]}
 AUTOENCODER |= {"latent_channels": 1, "kl_weight": 1.0e-5}
 TRANSFORMER = {"width": 128, "depth": 4, "heads": 4, "patch": 1}
+UVIT = TRANSFORMER | {"linear_init": "published"}
 MODEL: dict[str, dict[str, Any]] = {
     "stylegan": {"image_size": SIDE},
     "cbdm": {"image_size": SIDE},
-    "ldm": {"width": 64},
+    "ldm": {"width": 64, "head_channels": 16},
     "dit": TRANSFORMER,
-    "uvit": TRANSFORMER,
-    "vap": TRANSFORMER,
+    "uvit": UVIT,
+    "vap": UVIT,
 }
 DIFFUSION = {"batch_size": 32, "lr": 1.5e-3, "weight_decay": 0.0, "condition_dropout": 0.0}
+DIFFUSION |= {"predicts": "noise"}  # and, below, the authors' schedule: what the bars were measured with
+SCHEDULE = {"kind": "scaled_linear", "timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012}
 TRAIN: dict[str, dict[str, Any]] = {
     "stylegan": {"steps": 3000},
     "cbdm": DIFFUSION | {"steps": 1500, "lr": 1.0e-3},
@@ -61,6 +64,7 @@ def params(method: str) -> Params:
     data["prepare"]["image_size"] = SIDE
     data["latents"]["autoencoder"] = "train"
     data["latents"]["train"] |= AUTOENCODER
+    data["train"]["schedule"] = SCHEDULE
     data["sample"] |= {"n": N, "batch_size": N, "steps": 50, "spacing": "logsnr"}
     own = data["method"][method]
     own["model"] |= MODEL[method]
