@@ -10,9 +10,9 @@ rule caption:
         "data/captions/{dataset}.parquet",
     log:
         "logs/caption/{dataset}.log",
+    priority: 10  # the longest trainings wait for it
     conda:
         "../../environment.yml"
-    priority: 10  # the longest trainings wait for it
     resources:
         mem_mb=2000,
         vllm=int(config["caption"]["server"] == "vllm"),  # one server at a time: it takes the GPU
@@ -32,9 +32,9 @@ rule encode:
         "data/prompts/{dataset}.arrow",
     log:
         "logs/encode/{dataset}.log",
+    priority: 10
     conda:
         "../../environment.yml"
-    priority: 10
     resources:
         mem_mb=4000,
     message:

@@ -10,9 +10,9 @@ rule prepare:
         "data/prepared/{dataset}.arrow",
     log:
         "logs/prepare/{dataset}.log",
+    priority: 10  # all else waits for it
     conda:
         "../../environment.yml"
-    priority: 10  # all else waits for it
     resources:
         mem_mb=2000,
     message:
@@ -33,9 +33,9 @@ rule latents:
         "data/latents/{dataset}.arrow",
     log:
         "logs/latents/{dataset}.log",
+    priority: 10
     conda:
         "../../environment.yml"
-    priority: 10
     resources:
         mem_mb=4000,
     message:
