@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vap.common.errors import tell
 from vap.common.artifacts import ArrowFile, atomic
-from vap.datasets.images import Pixels, decode, encode_image
-from vap.results.lettering import Lettering
-from vap.params import Params
+from vap.common.errors import tell
 from vap.common.places import prepared_path, samples_path
+from vap.datasets.images import Pixels, decode, encode_image
+from vap.params import Params
+from vap.results.lettering import Lettering
 
 GAP, LINE, MARGIN, FONT = 4, 11, 76, 10  # pixels: between images, a line of text, left margin at least, type
 HEADING_LINES, TEXT_LINES = 3, 14  # at most: of a class above its column, of a description below its image
@@ -53,8 +53,10 @@ def run(params: Params, dataset: str) -> Path:
     page = _draw(rows, columns, params.prepare.image_size * settings.zoom, letters)
     if letters.lacking:
         letter, text = next(iter(letters.lacking.items()))
-        tell(f"figure {dataset}: the font has no {letter!r} of {text!r}; such letters lose their accents, or "
-            "stand there as code points; name a font that has them in params.yaml: figure.font")
+        tell(
+            f"figure {dataset}: the font has no {letter!r} of {text!r}; such letters lose their accents, or "
+            "stand there as code points; name a font that has them in params.yaml: figure.font"
+        )
     with atomic(figure_path(dataset)) as part:
         part.write_bytes(encode_image(page))
     return figure_path(dataset)

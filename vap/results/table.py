@@ -12,10 +12,10 @@ from typing import Any
 from vap.common.artifacts import atomic
 from vap.common.errors import VapError
 from vap.common.markup import markdown, write_csv
-from vap.params import Params
-from vap.runs import seed_run
 from vap.common.places import floor_path, metrics_path
+from vap.params import Params
 from vap.results.paper import TABLE1
+from vap.runs import seed_run
 
 TABLE = Path("results/tables/table1.csv")
 PAPER_COLUMNS = ("paper_fid", "paper_is", "paper_precision", "paper_recall")

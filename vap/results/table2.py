@@ -7,7 +7,18 @@ from pathlib import Path
 
 from vap.params import AblationParams, Params
 from vap.results.paper import TABLE2
-from vap.results.table import NO_VALUE, Row, distance_name, floor_of, interval, lines_of, notes, number, row_of, write
+from vap.results.table import (
+    NO_VALUE,
+    Row,
+    distance_name,
+    floor_of,
+    interval,
+    lines_of,
+    notes,
+    number,
+    row_of,
+    write,
+)
 
 TABLE = Path("results/tables/table2.csv")
 COLUMNS = (

@@ -6,14 +6,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from vap.downstream.places import REAL_ALONE, SHARE, label_of, scores_path, source_of
 from vap.common.errors import VapError
 from vap.common.markup import markdown
+from vap.downstream.places import REAL_ALONE, SHARE, label_of, scores_path, source_of
 from vap.params import DownstreamParams, Params
-from vap.runs import method_of, share_run
 from vap.results.paper3 import printed
 from vap.results.table import NO_VALUE as NO_PAPER
 from vap.results.table import Row, lines_of, number, write
+from vap.runs import method_of, share_run
 
 TABLE = Path("results/tables/table3.csv")
 NO_F1 = ("chest_xray",)  # modalities without F1 in the paper's table
