@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ class Lock:
 
     def __init__(self) -> None:
         there = Path("dvc.lock")
-        self.now = _stages(there.read_text(encoding="utf-8")) if there.is_file() else {}
-        self.committed = _stages(git("show", "HEAD:./dvc.lock") or "") if self.now else {}
+        self.now = stages_of(there.read_text(encoding="utf-8")) if there.is_file() else {}
+        self.committed = stages_of(committed()) if self.now else {}
         self.of_out = {out["path"]: stage for stage, told in self.now.items() for out in told.get("outs", [])}
 
     def of(self, path: str) -> dict[str, Any] | None:
@@ -41,12 +42,25 @@ class Lock:
         }
 
 
-def _stages(text: str) -> dict[str, Any]:
+@functools.lru_cache(maxsize=2)
+def parsed(text: str) -> Any:
+    """What a text of dvc.lock holds; None where it is no YAML. The last two are kept: it takes a while."""
     try:
-        data = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        return dict((data or {}).get("stages") or {})
-    except (yaml.YAMLError, AttributeError, ValueError):
-        return {}
+        return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, ValueError):
+        return None
+
+
+def stages_of(text: str) -> dict[str, Any]:
+    """The stages of a text of dvc.lock by name; none where it cannot be read."""
+    data = parsed(text)
+    stages = data.get("stages") if isinstance(data, dict) else None
+    return dict(stages) if isinstance(stages, dict) else {}
+
+
+def committed() -> str:
+    """dvc.lock of the last commit; empty where there is none."""
+    return git("show", "HEAD:./dvc.lock") or ""
 
 
 def git(*arguments: str) -> str | None:

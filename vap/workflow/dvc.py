@@ -22,10 +22,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vap.common.artifacts import atomic
 from vap.common.errors import VapError, tell
+from vap.provenance.lock import committed, parsed, stages_of
 from vap.workflow import verify
 
 LOCK = Path("dvc.lock")
@@ -62,7 +61,7 @@ def run_stage(name: str) -> int:
 def record() -> Mapping[str, Any]:
     """The stages of dvc.lock by name; waits while another run is writing it."""
     _damaged(LOCK, is_whole)
-    return verify.stages_of(LOCK.read_text(encoding="utf-8", errors="replace")) if LOCK.is_file() else {}
+    return stages_of(LOCK.read_text(encoding="utf-8", errors="replace")) if LOCK.is_file() else {}
 
 
 def run(*arguments: str) -> int:
@@ -104,7 +103,7 @@ def stale_stages() -> set[str]:
         if time.monotonic() > end:
             raise VapError("dvc status", found, "no other run", "wait for that one, or end it")
         if not told:
-            print("Another run is going on, or a killed one's last jobs are: waiting.", file=sys.stderr)
+            tell("Another run is going on, or a killed one's last jobs are: waiting.")
             told = True
         time.sleep(BETWEEN)
     status = json.loads(result.stdout.strip().splitlines()[-1]) if result.stdout.strip() else {}
@@ -173,7 +172,7 @@ def mend() -> None:
         shutil.copyfile(LOCK, DAMAGED)
         source, before = "the last whole copy", KEPT.read_text(encoding="utf-8") if KEPT.is_file() else ""
         if not before:
-            source, before = "the last commit", _committed()
+            source, before = "the last commit", committed()
         if is_whole(before):
             with atomic(LOCK) as part:
                 part.write_text(before, encoding="utf-8")
@@ -209,12 +208,11 @@ def keep() -> None:
 def is_whole(text: str) -> bool:
     """Whether dvc.lock can be read and each of its stages has a command and hashes."""
     try:
-        data = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        entries = data["stages"].values()
+        entries = parsed(text)["stages"].values()
         return text.endswith("\n") and all(
             "cmd" in entry and all("md5" in out for out in entry.get("outs", [])) for entry in entries
         )
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError):
         return False
 
 
@@ -224,11 +222,6 @@ def _is_json(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _committed() -> str:
-    done = subprocess.run(["git", "show", f"HEAD:./{LOCK}"], capture_output=True, text=True)
-    return done.stdout if not done.returncode else ""
 
 
 def main() -> int:

@@ -11,13 +11,14 @@ import fcntl
 import os
 import shutil
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
 from typing import IO
 
 import psutil
+
+from vap.common.errors import tell
 
 VARIABLE = "VAP_OWNER"  # PID:START of the owner, for a job whose work the warm process does
 SHELLS = {"sh", "bash", "dash", "zsh", "fish", "ksh", "busybox"}
@@ -49,7 +50,7 @@ def _watch(number: int, start: float) -> None:
     while _is_there(number, start):
         time.sleep(LOOK)
     with contextlib.suppress(OSError):
-        print(f"The run that started this (process {number}) has ended: ending too.", file=sys.stderr)
+        tell(f"The run that started this (process {number}) has ended: ending too.")
     own = psutil.Process()
     below = own.children(recursive=True)
     for process in below or [own]:
@@ -87,6 +88,6 @@ def take_over() -> None:
             pass  # another run is going on: Snakemake says whether they are in each other's way
         else:
             if LOCKS.is_dir() and any(LOCKS.iterdir()):
-                print("The last run of Snakemake was killed; its lock is taken over.", file=sys.stderr)
+                tell("The last run of Snakemake was killed; its lock is taken over.")
                 shutil.rmtree(LOCKS)
         fcntl.flock(file, fcntl.LOCK_SH)

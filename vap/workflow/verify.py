@@ -14,14 +14,11 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from vap.common.errors import VapError
+from vap.common.errors import VapError, tell
 
 SEEN = Path(".dvc/tmp/verified")
 ASIDE = Path(".dvc/tmp/damaged")
@@ -80,13 +77,6 @@ class Seen:
 # ── what dvc.lock records ─────────────────────────────────────────────────────────────────────────
 
 
-def stages_of(text: str) -> Stages:
-    """The stages of dvc.lock by name; none where it cannot be read, which vap.workflow.dvc mends."""
-    with contextlib.suppress(yaml.YAMLError, AttributeError, KeyError, TypeError):
-        return dict(yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"])
-    return {}
-
-
 def outs_of(entry: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
     """The files of a stage with their recorded md5, those in a folder each by itself."""
     for out in entry.get("outs", []):
@@ -137,10 +127,9 @@ def _sound(md5: str) -> bool:
     if not there.is_file() or md5_of(there) == md5:
         return True
     _set_aside(there)
-    print(
+    tell(
         f"{there}: this object of DVC's cache is damaged; it is not used but moved to {ASIDE}, and the stage "
-        "that made it runs again.",
-        file=sys.stderr,
+        "that made it runs again."
     )
     return False
 
@@ -182,10 +171,9 @@ def look_over(stages: Stages) -> None:
             with contextlib.suppress(OSError):
                 os.utime(path)  # DVC reads a file again when its time is new
             continue
-        print(
+        tell(
             f"{path}: is not what dvc.lock records, as after an edit, damage or a killed run; it is not used "
-            f"but moved to {ASIDE}, and taken from the cache or made again.",
-            file=sys.stderr,
+            f"but moved to {ASIDE}, and taken from the cache or made again."
         )
         _drop(path, md5)
 
