@@ -48,9 +48,7 @@ def generate(
     Raises:
         VapError: `out` holds something, or as VAPDiffusion's.
     """
-    if (out.exists() and not out.is_dir()) or (out.is_dir() and any(out.iterdir())):
-        raise VapError(out, "something there", "a new or an empty folder", "name another with -o")
-    require_place(out)
+    require_new(out, "name another with -o")
     pipe = VAPDiffusion.from_pretrained(bundle, device=device, dtype=dtype)
     if not labels and len(pipe.classes) > 1:
         raise VapError("--class", "none", f"one of {', '.join(pipe.classes)}", "name one")
@@ -91,6 +89,18 @@ def generate(
         }
         write_json(part / RECORD, record)
     return [out / entry["file"] for entry in entries]
+
+
+def require_new(folder: Path, fix: str) -> None:
+    """A folder that is not there, or empty, and can be written.
+
+    Raises:
+        VapError: something is there.
+        OSError: it cannot be made.
+    """
+    if (folder.exists() and not folder.is_dir()) or (folder.is_dir() and any(folder.iterdir())):
+        raise VapError(folder, "something there", "a new or an empty folder", fix)
+    require_place(folder)
 
 
 def file_part(label: str) -> str:

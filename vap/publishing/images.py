@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vap.common.artifacts import atomic, require_place
+from vap.common.artifacts import atomic
 from vap.common.errors import VapError
 from vap.common.markup import write_csv
 from vap.common.places import samples_path
 from vap.datasets.samples import Samples
-from vap.publishing.generate import file_part
+from vap.publishing.generate import file_part, require_new
 
 COLUMNS = ("file_name", "label", "text", "index")
 
@@ -26,9 +26,7 @@ def export_images(dataset: str, method: str, condition: str, target: Path) -> in
     Raises:
         VapError: there are no samples, `target` holds something, or two classes have one name as a folder.
     """
-    if (target.exists() and not target.is_dir()) or (target.is_dir() and any(target.iterdir())):
-        raise VapError(target, "something there", "a new or an empty folder", "name another")
-    require_place(target)
+    require_new(target, "name another")
     found = Samples(samples_path(dataset, method, condition))
     folders = {label: file_part(label) for label in found.classes}
     if len({folder.casefold() for folder in folders.values()}) < len(folders):

@@ -43,6 +43,14 @@ PRECISION: dict[Any, Precision] = {
 }
 
 
+class _Cpu(NamedTuple):
+    """A section `compute` of a stage on a CPU."""
+
+    threads: int
+    device: str = "cpu"
+    deterministic: bool = True
+
+
 class Drawn(NamedTuple):
     """What a call has made; image i belongs to class i and text i.
 
@@ -322,9 +330,7 @@ class VAPDiffusion:
         )
         fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
         try:
-            torch.set_num_threads(self.threads)
-            torch._C._set_deterministic_algorithms(True, warn_only=True)
-            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+            set_up_torch(_Cpu(self.threads))
             yield
         finally:
             torch.set_num_threads(threads)
