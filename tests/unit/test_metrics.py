@@ -397,6 +397,16 @@ def test_intervals_hold_what_repeated_draws_give() -> None:
         assert 3 < np.mean(widths[name]) / spread[name] < 8
 
 
+def test_an_interval_holds_its_value_where_halves_find_neighbours_and_the_whole_finds_none() -> None:
+    """Radii of half a set are wider, so that recall is above 0 in some halves and 0 in the whole."""
+    rng = torch.Generator().manual_seed(14)
+    x, y = draw(60, rng), draw(60, rng) + 2.9
+    found = {"fid": frechet_distance(x, y), **neighbour_metrics(x, y, 3)}
+    assert found["recall"] == 0
+    got = intervals(found, (x, y), (x, y), 3, 200, 0)
+    assert (got["recall_low"], got["recall_high"]) == (0, 0)
+
+
 def test_intervals_are_drawn_by_seed_and_may_be_left_out() -> None:
     rng = torch.Generator().manual_seed(9)
     x, y = draw(30, rng), draw(20, rng)

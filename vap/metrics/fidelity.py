@@ -198,8 +198,8 @@ def intervals(
         k: neighbours.
 
     Returns:
-        NAME_low and NAME_high, within the metric's range; None where count is 0 or half a set is not more
-        than k images.
+        NAME_low and NAME_high, within the metric's range and around its value; None where count is 0 or
+        half a set is not more than k images.
     """
     names = {"fid": math.inf, "precision": 1.0, "recall": 1.0}
     halves = [len(z) // 2 for z in fid]
@@ -223,5 +223,8 @@ def intervals(
         assert value is not None
         spread = np.asarray(drawn[name]) - np.mean(drawn[name])
         low, high = value + np.quantile(spread, [tail, 1 - tail])
-        result |= {f"{name}_low": max(0.0, float(low)), f"{name}_high": min(most, float(high))}
+        result |= {  # a skewed spread, as of a recall near 0, may leave its own value out
+            f"{name}_low": min(value, max(0.0, float(low))),
+            f"{name}_high": max(value, min(most, float(high))),
+        }
     return result
