@@ -67,18 +67,17 @@ class Method(LatentMethod[DiTParams]):
 
     def loss(self, net: nn.Module, batch: Batch, schedule: Schedule) -> tuple[Tensor, dict[str, Tensor]]:
         """L_simple, plus L_vlb where the variance is learned."""
-        found: list[Tensor] = []  # noise or velocity, and the variance where it is learned
+        found: list[Tensor] = []  # noisy data; noise or velocity; the variance where it is learned
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
-            found.extend(net(x, t, batch.condition.label).split(batch.x0.shape[1], dim=1))
-            return found[0]
+            found.extend([x, *net(x, t, batch.condition.label).split(batch.x0.shape[1], dim=1)])
+            return found[1]
 
         errors = denoising_errors(predict, schedule, batch.x0, batch.t, batch.noise, self.train.predicts)
         simple, logs = errors.mean(), {"uneven_error": uneven_error(errors)}
         if not self.model.learn_sigma:
             return simple, logs
-        output, place = found
-        x = schedule.add_noise(batch.x0, batch.noise, batch.t)
+        x, output, place = found
         noise_pred = self.noise(output.detach(), x, batch.t, schedule)
         bound = variational_bound(noise_pred, place, batch.x0, batch.t, batch.noise, schedule).mean()
         return simple + bound, {"denoising_loss": simple.detach(), "vlb": bound.detach(), **logs}
