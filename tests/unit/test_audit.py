@@ -15,15 +15,17 @@ import pytest
 from toy import SMOKE, write
 from typer.testing import CliRunner
 
+from vap.captioning.adherence import Agreement, adherence, described_right
 from vap.captioning.audit import audit
-from vap.captioning.audit_samples import Agreement, audit_samples
+from vap.captioning.audit_samples import audit_samples
 from vap.captioning.caption import SCHEMA
 from vap.captioning.measured import describe, measure
 from vap.captioning.statements import PATTERNS, UNSAID, diagnoses, refuses, stated
 from vap.cli import app
+from vap.common.artifacts import ArrowFile
 from vap.common.errors import VapError
 from vap.datasets.attributes import MODALITIES, VOCABULARY
-from vap.datasets.images import encode
+from vap.datasets.images import decode, encode
 from vap.datasets.phantom import list_samples, load_spec, render
 
 RAW = Path(__file__).resolve().parents[2] / "data" / "raw"
@@ -264,8 +266,8 @@ def agreements(path: Path) -> dict[str, list[float]]:
 def test_samples_are_compared_with_their_descriptions(project: Path) -> None:
     make_samples(SAMPLED, "aabba")
     found = agreements(audit_samples("phantom-isic2018", "vap", "seen"))
-    # class a: black and red said, black seen; class b: black said once, black seen
-    assert found["color"][:3] == [3, pytest.approx(2 / 3, abs=1e-5), pytest.approx(2 / 3, abs=1e-5)]
+    # class a: black and red said, black seen in both; class b has one sample whose colour is said
+    assert found["color"][:3] == [3, pytest.approx(2 / 3, abs=1e-5), 0.5]
     assert found["skin"][:3] == [4, 0.5, 0.5]
     assert found["frame"][:3] == [4, 1, 1]  # unsaid, and full
     assert found["shape"][:2] == [3, 1]
@@ -280,10 +282,47 @@ def test_what_a_class_alone_gives_is_no_agreement_of_its_own(project: Path) -> N
     assert agreements(audit_samples("phantom-isic2018", "vap", "seen"))["color"][1:3] == [0.5, 0.5]
     entry = Agreement()
     entry.pairs.update({("a", "red", "red"): 3, ("a", "black", "black"): 1})
-    assert (entry.agree(), entry.by_class_alone()) == (1, (9 + 1) / 16)
+    assert (entry.agree(), entry.by_class_alone()) == (
+        1,
+        (3 * 2 + 1 * 0) / (4 * 3),
+    )  # another of its class: red of red, never black
     entry = Agreement()
     entry.pairs.update({("a", "red", "red"): 3, ("b", "black", "black"): 1})
     assert (entry.agree(), entry.by_class_alone()) == (1, 1)
+    entry = Agreement()
+    entry.pairs.update({("a", "red", "red"): 1})
+    assert (entry.agree(), entry.by_class_alone()) == (1, None)
+
+
+def test_adherence_is_the_mean_share_of_what_each_description_states(project: Path) -> None:
+    make_samples([*SAMPLED, SPOT, SPOT], "aabbaab")
+    file = ArrowFile(Path("results/samples/phantom-isic2018/vap-seen.arrow"), "samples")
+    found = adherence(file, 6, "dermoscopy", 0)  # not the seventh
+    color = {"n": 4, "agreement": 3 / 4, "class_alone": pytest.approx((3 * 2 - 2) / 2 / 3)}
+    assert found["attributes"]["color"] == color
+    assert found["attributes"]["skin"]["n"] == 5
+    # seven attributes: two right whole, two with one wrong; one states a wrong skin, and by silence its frame
+    assert found["adherence"] == pytest.approx((2 * 7 / 7 + 2 * 6 / 7 + 1 / 2) / 5)
+    assert found["adherence_low"] < found["adherence"] < found["adherence_high"] <= 1
+    assert 0 < found["adherence_class_alone"] < 1
+    assert adherence(file, 6, "dermoscopy", 0) == found
+    assert set(adherence(file, 6, "histology", 0).values()) == {None}  # the describer does not know it
+    make_samples([None, None], "ab")
+    without = ArrowFile(Path("results/samples/phantom-isic2018/vap-seen.arrow"), "samples")
+    assert set(adherence(without, 2, "dermoscopy", 0).values()) == {None}
+
+
+def test_the_describers_own_accuracy_is_on_images_whose_truth_is_known(project: Path) -> None:
+    file = ArrowFile(Path("data/prepared/phantom-isic2018.arrow"), "prepared")
+    rows = range(len(file))
+    found = described_right(file, rows, "dermoscopy")
+    assert found is not None
+    for name, share in found.items():
+        seen = [measure(decode(file.value("image", row)), "dermoscopy").get(name) for row in rows]
+        truth = [json.loads(file.value("attributes", row))[name] for row in rows]
+        assert share == pytest.approx(np.mean([a == b for a, b in zip(seen, truth, strict=True)]))
+    assert described_right(file, [], "dermoscopy") is None
+    assert described_right(file, rows, "histology") is None
 
 
 def test_the_samples_page_shows_what_is_seen(project: Path) -> None:

@@ -128,8 +128,10 @@ def test_first_samples_against_a_draw_of_the_split(extractor: Any) -> None:
         "seed": 0,
         "prc_features": "efficientnet-lite0",
     }
-    more = ["fid_by_class", "fid_train", "fid_test", "n_matched", "provenance"]
-    assert list(found)[9:] == [*expected, *more]
+    more = ["fid_by_class", "fid_train", "fid_test", "n_matched"]
+    followed = ["adherence", "adherence_low", "adherence_high", "adherence_class_alone", "attributes"]
+    assert list(found)[9:] == [*expected, *more, *followed, "provenance"]
+    assert all(found[name] is None for name in followed)  # these samples have no descriptions
     # three test images, so three on every side
     assert found["n_matched"] == 3
     test = features_of(real[10:], extractor, 6)["pooled"]
@@ -377,6 +379,7 @@ def test_the_floor(extractor: Any) -> None:
     halves = found["train_halves"]
     assert (halves["n"], halves["n_reference"]) == (6, 6)
     assert 0 < halves["fid"] != part["fid"]
+    assert found["described_right"] is None  # of real images no truth is known
     assert (found["provenance"]["stage"], found["provenance"]["item"]) == ("floor", ["own"])
     first = REAL.read_bytes()
     floor_of(params)

@@ -176,6 +176,13 @@ def test_with_seeds_the_page_prints_mean_and_deviation_and_says_of_what() -> Non
     assert "brackets" not in text
 
 
+def test_what_is_followed_stands_beside_what_the_class_alone_gives() -> None:
+    row = {"adherence": "0.812", "adherence_low": "0.790", "adherence_high": "0.836"}
+    row["adherence_class_alone"] = "0.345"
+    assert table.followed(row) == "81 % [79, 84] (34 %)"
+    assert table.followed(row | {"adherence": table.NO_VALUE}) == table.NO_VALUE
+
+
 def test_without_seeds_other_runs_are_not_looked_at() -> None:
     three_runs()
     found = rows_of(table.run(params("isic2018")))

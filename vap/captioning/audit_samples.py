@@ -1,22 +1,20 @@
 """`vap audit samples`: does a sample show what its description says?
 
-The measured describer looks at each sample, and what it sees is compared with what the description that the
-sample was drawn from states, attribute by attribute. Beside it stand how often the two would agree if the
-samples of a class had one another's descriptions, which is what a class alone can give, and how often a real
-training image shows what its own description says, which is the most that can be measured.
+The counts of vap.captioning.adherence as a table and a page. Beside them stands how often a real training
+image shows what its own description says, which is the most that can be measured.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from vap.captioning.adherence import Agreement, pairs_of
 from vap.captioning.audit import COMPARED, caption_rows
 from vap.captioning.audit_page import Chosen, Example, write_page
 from vap.captioning.measured import measure
-from vap.captioning.statements import PATTERNS, UNSAID, stated
+from vap.captioning.statements import PATTERNS
 from vap.common.artifacts import ArrowFile, atomic
 from vap.common.errors import VapError
 from vap.common.markup import markdown, write_csv
@@ -24,43 +22,17 @@ from vap.common.places import captions_path, prepared_path, samples_path
 from vap.datasets.attributes import MODALITIES
 from vap.datasets.images import decode
 
-NOTHING = ""  # seen, where the describer finds no lesion
-
 
 @dataclass
-class Agreement:
-    """The pairs of one attribute: what was said, what is seen.
+class WithReal(Agreement):
+    """An attribute, with the same of real images.
 
     Attributes:
-        pairs: (class, said, seen) to their count.
-        real: pairs of real images; of those, the ones that agree.
+        real, real_agree: training images with a statement; of those, the ones in which it is seen.
     """
 
-    pairs: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     real: int = 0
     real_agree: int = 0
-
-    @property
-    def n(self) -> int:
-        return self.pairs.total()
-
-    def agree(self) -> float:
-        """Share of the samples that show what is said."""
-        return sum(count for (_, said, seen), count in self.pairs.items() if said == seen) / self.n
-
-    def by_class_alone(self) -> float:
-        """The same, expected if descriptions and samples of a class were paired at random."""
-        said: dict[str, Counter[str]] = defaultdict(Counter)
-        seen: dict[str, Counter[str]] = defaultdict(Counter)
-        for (label, one, other), count in self.pairs.items():
-            said[label][one] += count
-            seen[label][other] += count
-        matches = (
-            said[label][value] * seen[label][value] / said[label].total()
-            for label in said
-            for value in said[label]
-        )
-        return sum(matches) / self.n
 
 
 def audit_samples(dataset: str, method: str, condition: str, folder: Path = Path("results/audit")) -> Path:
@@ -82,13 +54,13 @@ def audit_samples(dataset: str, method: str, condition: str, folder: Path = Path
     if all(text is None for text in texts):
         fix = "name a method that learns from prompts"
         raise VapError(samples.path, "samples drawn without descriptions", "some with", fix)
-    found = {name: Agreement() for name in PATTERNS[modality]}
+    found = {name: WithReal() for name in PATTERNS[modality]}
     chosen = Chosen(len(samples))
     for row, (text, label) in enumerate(zip(texts, labels, strict=True)):
         if text is None:
             continue
         seen = measure(decode(samples.value("image", row)), modality)
-        pairs = dict(_pairs(text, seen, modality))
+        pairs = dict(pairs_of(text, seen, modality))
         for name, pair in pairs.items():
             found[name].pairs[label, *pair] += 1
         wrong = sorted(name for name, (said, is_seen) in pairs.items() if said != is_seen)
@@ -108,16 +80,7 @@ def audit_samples(dataset: str, method: str, condition: str, folder: Path = Path
     return target
 
 
-def _pairs(text: str, seen: dict[str, str], modality: str) -> Iterator[tuple[str, tuple[str, str]]]:
-    """(attribute, (said, seen)) of what a description states once, or by its silence."""
-    said = stated(text, modality)
-    for name in PATTERNS[modality]:
-        values = said.get(name) or ([UNSAID[name]] if name in UNSAID else [])
-        if len(values) == 1:
-            yield name, (values[0], seen.get(name, NOTHING))
-
-
-def _count_real(found: dict[str, Agreement], dataset: str, prepared: ArrowFile, modality: str) -> None:
+def _count_real(found: dict[str, WithReal], dataset: str, prepared: ArrowFile, modality: str) -> None:
     """The same of training images, evenly spaced, and their own descriptions."""
     splits = prepared.column("split")
     train = [row for row in range(len(prepared)) if splits[row] == "train"]
@@ -125,12 +88,12 @@ def _count_real(found: dict[str, Agreement], dataset: str, prepared: ArrowFile, 
     for row, entry in enumerate(caption_rows(captions_path(dataset), prepared)):
         if row in chosen and entry["t_mix"]:
             seen = measure(decode(prepared.value("image", row)), modality)
-            for name, (said, is_seen) in _pairs(entry["t_mix"], seen, modality):
+            for name, (said, is_seen) in pairs_of(entry["t_mix"], seen, modality):
                 found[name].real += 1
                 found[name].real_agree += said == is_seen
 
 
-def _lines(found: dict[str, Agreement]) -> Iterator[tuple[str, int, float, float, float | None]]:
+def _lines(found: dict[str, WithReal]) -> Iterator[tuple[str, int, float, float | None, float | None]]:
     """Attribute, samples, agreement, by class alone, of real images."""
     for name, entry in found.items():
         if entry.n:
@@ -138,7 +101,7 @@ def _lines(found: dict[str, Agreement]) -> Iterator[tuple[str, int, float, float
             yield name, entry.n, entry.agree(), entry.by_class_alone(), real
 
 
-def _write_csv(path: Path, found: dict[str, Agreement]) -> None:
+def _write_csv(path: Path, found: dict[str, WithReal]) -> None:
     with atomic(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         columns = ("attribute", "samples", "agreement", "class_alone", "real")
         rows = (
@@ -148,7 +111,7 @@ def _write_csv(path: Path, found: dict[str, Agreement]) -> None:
         write_csv(file, columns, (dict(zip(columns, row, strict=True)) for row in rows))
 
 
-def _markdown(title: str, found: dict[str, Agreement]) -> str:
+def _markdown(title: str, found: dict[str, WithReal]) -> str:
     lines = [f"# {markdown(title)}", "", "| attribute | samples | agreement | class alone | real |"]
     lines.append("|---|---:|---:|---:|---:|")
     for name, n, *shares in _lines(found):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vap.captioning.adherence import adherence
 from vap.common.artifacts import ArrowFile, provenance, rank_and_world, write_json
 from vap.common.errors import VapError
 from vap.common.places import metrics_path, prepared_path, samples_path, set_up_torch
@@ -18,7 +19,7 @@ from vap.metrics.fidelity import frechet_distance, frechet_distance_by_class, me
 from vap.metrics.store import FeatureStore, pixels, size_of
 from vap.params import EvaluateParams, Params
 
-LIBRARIES = ("numpy", "pillow", "pyarrow", "safetensors", "torch")
+LIBRARIES = ("numpy", "pillow", "pyarrow", "safetensors", "scikit-image", "scipy", "torch")
 SPLITS = ("train", "test")
 
 
@@ -72,6 +73,7 @@ def run(params: Params, dataset: str, method: str, condition: str) -> Path:
             matched = generated["pooled"][:n_matched], real[split]["pooled"][few]
             metrics[f"fid_{split}"] = frechet_distance(*matched)
     metrics["n_matched"] = n_matched
+    metrics |= adherence(samples, settings.n, str(prepared.metadata.get("modality")), params.seed)
     check_numbers(metrics, samples.path)
     write_json(
         path,

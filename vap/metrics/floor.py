@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from vap.captioning.adherence import described_right
 from vap.common.artifacts import ArrowFile, provenance, rank_and_world, write_json
 from vap.common.places import floor_path, prepared_path, set_up_torch
 from vap.metrics.evaluate import (
@@ -35,7 +36,9 @@ def run(params: Params, dataset: str) -> Path:
     `train_test`: the split that is not evaluate.reference, in the samples' place, against the one that is.
     `train_halves`: two disjoint draws of the training split, one of them the reference of the evaluate
     stage where that is at most half of the split. Both sides of either have n images: evaluate.n, or as
-    many as there are. A part is null where n is too small for the metrics.
+    many as there are. A part is null where n is too small for the metrics. `described_right`: how often the
+    measured describer sees the true attributes of images of evaluate.reference, by attribute, the most that
+    `adherence` can reach; null where the truth is not known.
 
     Raises:
         VapError: the dataset is absent or foreign, an image is damaged, or a metric is not a number.
@@ -96,6 +99,9 @@ def run(params: Params, dataset: str) -> Path:
             "seed": params.seed,
             "prc_features": settings.prc_features or settings.features,
             **parts,
+            "described_right": described_right(
+                prepared, rows[settings.reference], str(prepared.metadata.get("modality"))
+            ),
             "provenance": record,
         },
     )

@@ -39,6 +39,10 @@ NUMBERS = (
     "prd_f1_8",
     "fid_train",
     "fid_test",
+    "adherence",
+    "adherence_low",
+    "adherence_high",
+    "adherence_class_alone",
 )
 SPREADS = tuple(name for name in NUMBERS if name.endswith(("_low", "_high", "_std")))  # within a run
 SD = "_sd"  # of a column beside a mean over runs: their sample standard deviation
@@ -57,6 +61,7 @@ COLUMNS = (
     *PAPER_COLUMNS,
 )
 MEASURED = ("precision", "recall", "density", "coverage")  # beside FID and IS in Markdown
+ADHERENCE = "Description followed"
 NO_VALUE = "–"  # of a metric that the settings leave out
 
 Row = dict[str, Any]
@@ -230,6 +235,15 @@ def interval(row: Row, name: str) -> str:
     return row[name] if NO_VALUE in (low, high) else f"{row[name]} [{low}, {high}]"  # type: ignore[no-any-return]
 
 
+def followed(row: Row) -> str:
+    """Adherence in percent with its interval, and in parentheses what the class alone gives."""
+    names = ("adherence", "adherence_low", "adherence_high", "adherence_class_alone")
+    if NO_VALUE in (row["adherence"], row["adherence_class_alone"]):
+        return NO_VALUE
+    share, low, high, alone = (f"{100 * float(row[name]):.0f}" for name in names)
+    return f"{share} % [{low}, {high}] ({alone} %)"
+
+
 def notes(rows: Sequence[Row], seeds: str | None = None) -> list[str]:
     """What a reader must know of the numbers.
 
@@ -253,6 +267,13 @@ def notes(rows: Sequence[Row], seeds: str | None = None) -> list[str]:
             "The distance, IS, precision and recall are measured in these features, not in Inception's:"
             " they compare the rows of this table, and none with a published FID."
         )
+    if any(row["adherence"] != NO_VALUE for row in rows):
+        alone = "" if seeds is not None else "; in parentheses the share that it would see if each sample had"
+        alone += " the description of another sample of its class" if alone else ""
+        lines.append(
+            f"{ADHERENCE}: of the attributes that a sample's description states, the share that the measured"
+            f" describer sees in the sample{alone}. A dash: the method takes no description."
+        )
     return lines
 
 
@@ -260,14 +281,14 @@ def _markdown(rows: Sequence[Row]) -> str:
     with_paper = any(row["paper_fid"] for row in rows)
     seeds = rows[0]["seeds"] if "runs" in rows[0] else None
     head = ["Dataset", "Method", f"{distance_name(rows)} ↓", "IS ↑", "Precision ↑", "Recall ↑", "Density ↑"]
-    head += ["Coverage ↑", "n", "Seeds", "Real against real"]
+    head += ["Coverage ↑", f"{ADHERENCE} ↑", "n", "Seeds", "Real against real"]
     head += ["Paper: FID", "IS", "Precision", "Recall"] if with_paper else []
     body = []
     for row in rows:
         score = NO_VALUE if row["isc_mean"] == NO_VALUE else f"{row['isc_mean']} ± {row['isc_std']}"
-        numbers = [interval(row, "fid"), score, *(row[name] for name in MEASURED)]
+        numbers = [interval(row, "fid"), score, *(row[name] for name in MEASURED), followed(row)]
         if seeds is not None:
-            numbers = [_with_sd(row, name) for name in ("fid", "isc_mean", *MEASURED)]
+            numbers = [_with_sd(row, name) for name in ("fid", "isc_mean", *MEASURED, "adherence")]
         cells = [row["dataset"], row["method"], *numbers]
         cells += [f"{row['n']} / {row['n_reference']}", str(row["seeds"])]
         cells.append(f"{row['floor_fid']} (n = {row['floor_n']})")

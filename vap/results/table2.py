@@ -8,10 +8,12 @@ from pathlib import Path
 from vap.params import AblationParams, Params
 from vap.results.paper import TABLE2
 from vap.results.table import (
+    ADHERENCE,
     NO_VALUE,
     Row,
     distance_name,
     floor_of,
+    followed,
     interval,
     lines_of,
     notes,
@@ -40,6 +42,10 @@ COLUMNS = (
     "precision",
     "fid_train",
     "fid_test",
+    "adherence",
+    "adherence_low",
+    "adherence_high",
+    "adherence_class_alone",
     "floor_fid",
     "floor_n",
     "paper_fid",
@@ -91,12 +97,13 @@ def _row(settings: AblationParams, dataset: str, method: str, condition: str) ->
 def _markdown(rows: Sequence[Row]) -> str:
     with_paper = any(row["paper_fid"] for row in rows)
     head = ["Dataset", "", "Descriptions", f"{distance_name(rows)} ↓", "Recall ↑", "Precision ↑"]
-    head += ["against train", "against test", "n", "Real against real"]
+    head += [f"{ADHERENCE} ↑", "against train", "against test", "n", "Real against real"]
     head += ["Paper: FID", "Recall"] if with_paper else []
     body = []
     for row in rows:
         cells = [row["dataset"], row["row"], row["condition"], interval(row, "fid"), interval(row, "recall")]
-        cells += [row["precision"], row["fid_train"], row["fid_test"], f"{row['n']} / {row['n_reference']}"]
+        cells += [row["precision"], followed(row), row["fid_train"], row["fid_test"]]
+        cells.append(f"{row['n']} / {row['n_reference']}")
         cells.append(f"{row['floor_fid']} (n = {row['floor_n']})")
         cells += [row[name] or NO_VALUE for name in ("paper_fid", "paper_recall")] if with_paper else []
         body.append(cells)
