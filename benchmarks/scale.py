@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def run() -> Result:
 
 
 def in_its_process(stage: str, folder: Path, images: int, url: str) -> tuple[float, float]:
-    """(seconds, MB of resident memory at most) of a process that does nothing but the stage."""
+    """(seconds, MB of its own memory at most) of a process that does nothing but the stage."""
     env = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": str(os.cpu_count())}
     for step in (f"before-{stage}", stage):
         command = [sys.executable, "-m", "benchmarks.scale", step, str(images), url]
@@ -170,11 +171,18 @@ def before(stage: str, images: int) -> None:
 
 
 def measure(stage: str, images: int, url: str) -> None:
-    """Run the stage in this folder, then print its seconds and this process's peak memory in MB."""
+    """Run the stage in this folder, then print its seconds and the most of `own_memory`."""
     from vap.params import parse
 
     settings = parse(params(images, url))
-    start = time.perf_counter()
+    start, done, most = time.perf_counter(), threading.Event(), [0.0]
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            most[0] = max(most[0], own_memory())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     if stage == "prepare":
         from vap.datasets.prepare import run as prepare
 
@@ -195,9 +203,16 @@ def measure(stage: str, images: int, url: str) -> None:
         from vap.metrics.evaluate import run as evaluate
 
         evaluate(settings, "own", "uvit", "seen")
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    done.set()
+    watcher.join()
+    print(json.dumps([time.perf_counter() - start, most[0]]))
+
+
+def own_memory() -> float:
+    """MB of this process's memory without the pages of mapped files, which the system takes back at need."""
+    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found
-    print(json.dumps([time.perf_counter() - start, int(found[1]) / 1024]))
+    return int(found[1]) / 1024
 
 
 async def serve() -> None:
