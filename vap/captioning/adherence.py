@@ -12,7 +12,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -76,11 +76,42 @@ def pairs_of(text: str, seen: dict[str, str], modality: str) -> Iterator[tuple[s
             yield name, (values[0], seen.get(name, NOTHING))
 
 
+class Described(NamedTuple):
+    """A sample that was drawn from a description, and what is seen in it.
+
+    Attributes:
+        pairs: attribute to (stated value, seen value).
+        wrong: the attributes whose two values differ, sorted.
+    """
+
+    row: int
+    label: str
+    text: str
+    seen: dict[str, str]
+    pairs: dict[str, tuple[str, str]]
+
+    @property
+    def wrong(self) -> list[str]:
+        return sorted(name for name, (said, is_seen) in self.pairs.items() if said != is_seen)
+
+
+def described(samples: ArrowFile, n: int, modality: str) -> Iterator[Described]:
+    """Those of the first n samples that have a description, one image in memory at a time."""
+    for row, (label, text) in enumerate(
+        zip(samples.column("label")[:n], samples.column("text"), strict=False)
+    ):
+        if text is not None:
+            from vap.captioning.measured import measure  # scikit-image and scipy take a second
+
+            seen = measure(decode(samples.value("image", row)), modality)
+            yield Described(row, label, text, seen, dict(pairs_of(text, seen, modality)))
+
+
 def adherence(samples: ArrowFile, n: int, modality: str, seed: int) -> dict[str, Any]:
     """How far the first n samples show what their descriptions say.
 
     Args:
-        samples: of the sample stage; one image is in memory at a time.
+        samples: of the sample stage.
         modality: of the dataset.
         seed: of the bootstrap.
 
@@ -94,19 +125,11 @@ def adherence(samples: ArrowFile, n: int, modality: str, seed: int) -> dict[str,
     """
     found: dict[str, Agreement] = {name: Agreement() for name in PATTERNS.get(modality, {})}
     shares: list[float] = []
-    texts, labels = samples.column("text")[:n], samples.column("label")[:n]
-    if modality in MODALITIES and any(text is not None for text in texts):
-        from vap.captioning.measured import measure  # scikit-image and scipy take a second
-
-        for row, (text, label) in enumerate(zip(texts, labels, strict=True)):
-            if text is None:
-                continue
-            seen = measure(decode(samples.value("image", row)), modality)
-            pairs = dict(pairs_of(text, seen, modality))
-            for name, pair in pairs.items():
-                found[name].pairs[label, *pair] += 1
-            if pairs:
-                shares.append(sum(said == is_seen for said, is_seen in pairs.values()) / len(pairs))
+    for sample in described(samples, n, modality) if modality in MODALITIES else ():
+        for name, pair in sample.pairs.items():
+            found[name].pairs[sample.label, *pair] += 1
+        if sample.pairs:
+            shares.append(1 - len(sample.wrong) / len(sample.pairs))
     if not shares:
         names = ("adherence", "adherence_low", "adherence_high", "adherence_class_alone", "attributes")
         return dict.fromkeys(names)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vap.captioning.adherence import Agreement, pairs_of
+from vap.captioning.adherence import Agreement, described, pairs_of
 from vap.captioning.audit import COMPARED, caption_rows
 from vap.captioning.audit_page import Chosen, Example, write_page
 from vap.captioning.measured import measure
@@ -50,21 +50,16 @@ def audit_samples(dataset: str, method: str, condition: str, folder: Path = Path
             prepared.path, f"modality {modality}", expected, "the measured describer knows no other"
         )
     samples = ArrowFile(samples_path(dataset, method, condition), "samples")
-    texts, labels = samples.column("text"), samples.column("label")
-    if all(text is None for text in texts):
+    if all(text is None for text in samples.column("text")):
         fix = "name a method that learns from prompts"
         raise VapError(samples.path, "samples drawn without descriptions", "some with", fix)
     found = {name: WithReal() for name in PATTERNS[modality]}
     chosen = Chosen(len(samples))
-    for row, (text, label) in enumerate(zip(texts, labels, strict=True)):
-        if text is None:
-            continue
-        seen = measure(decode(samples.value("image", row)), modality)
-        pairs = dict(pairs_of(text, seen, modality))
-        for name, pair in pairs.items():
-            found[name].pairs[label, *pair] += 1
-        wrong = sorted(name for name, (said, is_seen) in pairs.items() if said != is_seen)
-        example = Example(row, f"sample {row}", None, text, None, seen, wrong)
+    for sample in described(samples, len(samples), modality):
+        for name, pair in sample.pairs.items():
+            found[name].pairs[sample.label, *pair] += 1
+        row, wrong = sample.row, sample.wrong
+        example = Example(row, f"sample {row}", None, sample.text, None, sample.seen, wrong)
         chosen.see(example)
         chosen.blame(example, len(wrong))
     _count_real(found, dataset, prepared, modality)
