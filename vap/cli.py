@@ -449,6 +449,16 @@ def audit_samples(dataset: Dataset, method: Method, condition: Condition = "seen
     print(f"Samples with their descriptions: {target.with_suffix('.html')}")
 
 
+@audits.command("copies", epilog="Example: vap audit copies phantom-isic2018 vap")
+def audit_copies(dataset: Dataset, method: Method, condition: Condition = "seen") -> None:
+    """Look for copies of training images among the samples; under results/audit/DATASET/."""
+    from vap.metrics.copies import audit_copies as run
+
+    target = run(_params(dataset, method, condition), dataset, method, condition)
+    print(target.with_suffix(".md").read_text(encoding="utf-8"))
+    print(f"The likest pairs, samples above training images: {target.with_suffix('.png')}")
+
+
 @app.command(epilog="Example: vap cost paper --device cuda")
 def cost(
     name: Annotated[
