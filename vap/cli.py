@@ -1,4 +1,4 @@
-"""The command `vap`: one command a stage, and a few around them."""
+"""The command line `vap`: one command for each stage, and commands that inspect, draw and publish."""
 
 from __future__ import annotations
 
@@ -22,33 +22,39 @@ if TYPE_CHECKING:
 PLACE = (
     *(errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EBUSY),
     *(errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP, errno.EXDEV),
-)  # what is wrong with a path
-OLD_PARAMS = Path("params.yaml.old")  # what `vap profile` keeps of settings that are of no profile
+)  # the errors of the operating system that concern a path
+OLD_PARAMS = Path("params.yaml.old")  # where `vap profile` keeps settings that no profile has
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-bank = typer.Typer(no_args_is_help=True, help="Look into a dataset's prompt bank.")
+bank = typer.Typer(no_args_is_help=True, help="Inspect the prompt bank of a dataset.")
 app.add_typer(bank, name="bank")
-data = typer.Typer(no_args_is_help=True, help="Look at the raw datasets.")
+data = typer.Typer(no_args_is_help=True, help="Inspect the raw datasets.")
 app.add_typer(data, name="data")
-audits = typer.Typer(no_args_is_help=True, help="Look at what the stages have made.")
+audits = typer.Typer(
+    no_args_is_help=True,
+    help="Check descriptions and samples: are they true, do they agree, are they copies?",
+)
 app.add_typer(audits, name="audit")
 Dataset = Annotated[str, typer.Argument(help="A name under `datasets` of params.yaml.")]
 Method = Annotated[
     str,
     typer.Argument(
-        help="A name under `methods` of params.yaml; METHOD_seedN with N of `seeds`; METHOD_dataR with R of "
-        "`downstream.generator_ratios`."
+        help="A name under `methods` of params.yaml. METHOD_seedN is the same method, trained with seed N. "
+        "METHOD_dataR is the same method, trained on R percent of the images (R is one of "
+        "`downstream.generator_ratios`)."
     ),
 ]
 Condition = Annotated[
     str,
     typer.Argument(
-        help="Whose descriptions: seen (training), unseen (test), unseen-DATASET (another dataset's), other "
-        "(of ablation.other), shuffled (attributes exchanged within the class), or "
-        "texts-NAME (data/texts/NAME.txt, class<TAB>sentence a line). A method without descriptions: seen."
+        help="Which descriptions the samples are drawn from: seen (of the training images), unseen (of the "
+        "test images), unseen-DATASET (of another dataset), other (of the dataset that `ablation.other` "
+        "names), shuffled (attributes exchanged between the descriptions of a class), or texts-NAME (the "
+        "file data/texts/NAME.txt with one class<TAB>sentence per line). For a method that reads no "
+        "descriptions, the condition is seen."
     ),
 ]
 
@@ -67,7 +73,10 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """VAP-Diffusion as a pipeline. `snakemake` or `dvc repro` run the stages; these are their commands."""
+    """VAP-Diffusion: medical image generation from classes and descriptions, as a pipeline.
+
+    `snakemake` or `dvc repro` run all stages in order. Each command below runs a stage or inspects a result.
+    """
 
 
 def _params(dataset: str | None = None, method: str | None = None, condition: str | None = None) -> Params:
@@ -89,7 +98,7 @@ def _params(dataset: str | None = None, method: str | None = None, condition: st
 
 @app.command(epilog="Example: vap prepare phantom-isic2018")
 def prepare(dataset: Dataset) -> None:
-    """Raw images to one Arrow file at the working resolution, split."""
+    """Resize the raw images, split them into training and test sets, and write them to one Arrow file."""
     from vap.datasets.prepare import run
 
     run(_params(dataset), dataset)
@@ -97,7 +106,7 @@ def prepare(dataset: Dataset) -> None:
 
 @app.command(epilog="Example: vap caption phantom-isic2018")
 def caption(dataset: Dataset) -> None:
-    """Ask the three questions of VAPS about every image."""
+    """Describe every image: ask the describer the three questions of VAPS."""
     from vap.captioning.caption import run
 
     run(_params(dataset), dataset)
@@ -113,7 +122,7 @@ def encode(dataset: Dataset) -> None:
 
 @app.command(epilog="Example: vap latents phantom-isic2018")
 def latents(dataset: Dataset) -> None:
-    """Train or load the autoencoder and encode every image."""
+    """Train or load the autoencoder, and encode every image into latents."""
     from vap.autoencoders.latents import run
 
     run(_params(dataset), dataset)
@@ -165,9 +174,13 @@ def floor(dataset: Dataset) -> None:
 def classify(
     dataset: Dataset,
     classifier: Annotated[str, typer.Argument(help="A name under `downstream.classifiers` of params.yaml.")],
-    ratio: Annotated[str, typer.Argument(help="Percent of the real training images.")],
+    ratio: Annotated[str, typer.Argument(help="How many percent of the real training images to use.")],
     source: Annotated[
-        str, typer.Argument(help="none, or the method whose samples are added, or METHOD_dataRATIO.")
+        str,
+        typer.Argument(
+            help="Where the synthetic images come from: none, a method, or METHOD_dataR for a method that "
+            "was trained on R percent of the images."
+        ),
     ],
 ) -> None:
     """Train a classifier on real images, alone or with synthetic ones, and test it."""
@@ -202,7 +215,7 @@ def table3() -> None:
 
 @app.command(epilog="Example: vap figure phantom-isic2018")
 def figure(dataset: Dataset) -> None:
-    """Write a page of real images and samples of one dataset."""
+    """Write a picture of one dataset that shows real images above samples of each method."""
     from vap.results.figure import run
 
     run(_params(dataset), dataset)
@@ -212,16 +225,24 @@ def figure(dataset: Dataset) -> None:
 def draw(
     dataset: Dataset,
     method: Method,
-    label: Annotated[str, typer.Option(help="The class.")],
-    text: Annotated[str | None, typer.Option(help="A sentence; without it, drawn from the bank.")] = None,
-    texts: Annotated[
-        Path | None, typer.Option(help="A file of sentences, or of class<TAB>sentence lines, taken in turn.")
+    label: Annotated[str, typer.Option(help="The class of the images.")],
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help="The description of the images. Without it, descriptions are drawn from the prompt bank."
+        ),
     ] = None,
-    n: Annotated[int, typer.Option(min=1, max=512, help="Images.")] = 8,
-    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("drawn.png"),
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    texts: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file with one sentence, or one class<TAB>sentence, per line; the images use them in turn."
+        ),
+    ] = None,
+    n: Annotated[int, typer.Option(min=1, max=512, help="The number of images.")] = 8,
+    out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("drawn.png"),
+    seed: Annotated[int, typer.Option(min=0, help="The seed of the noise.")] = 0,
 ) -> None:
-    """Draw images of a class, and of a sentence, from a trained model."""
+    """Draw images of a class, and from a description if you give one, with a trained model."""
     from vap.sampling.draw import draw as run
 
     used = run(_params(dataset, method), dataset, method, label, text, n, out, seed, texts)
@@ -236,14 +257,20 @@ def draw(
 def publish(
     dataset: Dataset,
     method: Method,
-    out: Annotated[Path, typer.Argument(help="The folder to write, new or empty.")],
-    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
+    out: Annotated[Path, typer.Argument(help="The folder to write; it must be new or empty.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the bundle if the folder already holds one.")
+    ] = False,
     licence: Annotated[
         str | None,
-        typer.Option("--license", help="Of the weights, as the Hub spells it; without it, as the data's."),
+        typer.Option(
+            "--license",
+            help="The licence of the weights, as the Hugging Face Hub spells it. Without it, the licence of "
+            "the data is taken.",
+        ),
     ] = None,
 ) -> None:
-    """Write a trained model with all that drawing from it needs, and a model card, as one folder."""
+    """Write a trained model, all that is needed to draw from it, and a model card to one folder."""
     from vap.publishing.publish import publish as run
     from vap.publishing.publish import report
 
@@ -257,27 +284,45 @@ def publish(
 def generate(
     bundle: Annotated[Path, typer.Argument(help="A folder that `vap publish` wrote.")],
     labels: Annotated[
-        list[str] | None, typer.Option("--class", help="A class; may be repeated, one for each --text.")
+        list[str] | None,
+        typer.Option("--class", help="The class of the images. May be repeated, once for each --text."),
     ] = None,
     texts: Annotated[
         list[str] | None,
-        typer.Option("--text", help="A sentence; may be repeated. Without it, from the bundle's bank."),
+        typer.Option(
+            "--text",
+            help="The description of the images. May be repeated. Without it, descriptions are drawn from "
+            "the bundle's prompt bank.",
+        ),
     ] = None,
-    n: Annotated[int, typer.Option("-n", "--n", min=1, help="Images of each class and text.")] = 16,
-    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write, new or empty.")] = Path(
-        "out"
-    ),
-    seed: Annotated[int, typer.Option(min=0, help="Of noise and descriptions.")] = 0,
+    n: Annotated[
+        int, typer.Option("-n", "--n", min=1, help="The number of images of each class and text.")
+    ] = 16,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="The folder to write; it must be new or empty.")
+    ] = Path("out"),
+    seed: Annotated[
+        int, typer.Option(min=0, help="The seed of the noise and of the choice of descriptions.")
+    ] = 0,
     guidance: Annotated[
-        float | None, typer.Option(help="Guidance scale, 0 or more; 1 is none. Without it, as published.")
+        float | None,
+        typer.Option(
+            help="The guidance scale, 0 or more; 1 means no guidance. Without it, the bundle's value is used."
+        ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Evaluations of the network. Without it, as published.")
+        int | None,
+        typer.Option(
+            help="How many times the network is evaluated for each image. Without it, the bundle's value is "
+            "used."
+        ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="Of the network: fp32 or bf16.")] = "fp32",
+    device: Annotated[
+        str, typer.Option(help="The device to draw on: auto, cpu, cuda, cuda:N or mps.")
+    ] = "auto",
+    dtype: Annotated[str, typer.Option(help="The precision of the network: fp32 or bf16.")] = "fp32",
 ) -> None:
-    """Draw images from a published model, anywhere: PNGs, a grid, and images.json, what made each."""
+    """Draw images from a published model: PNG files, a grid, and images.json with the settings of each."""
     from vap.publishing.generate import GRID
     from vap.publishing.generate import generate as run
 
@@ -289,10 +334,15 @@ def generate(
 @app.command(epilog="Example: vap demo my-bundle --port 7860")
 def demo(
     bundle: Annotated[Path, typer.Argument(help="A folder that `vap publish` wrote.")],
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the page, on 127.0.0.1.")] = 7860,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port of the page on 127.0.0.1.")] = 7860,
+    device: Annotated[
+        str, typer.Option(help="The device to draw on: auto, cpu, cuda, cuda:N or mps.")
+    ] = "auto",
 ) -> None:
-    """Serve a page on this machine alone to draw from a published model (needs the extra `demo`: gradio)."""
+    """Serve a web page that draws from a published model.
+
+    Only this machine can reach the page. It needs the extra `demo` of this package, which installs gradio.
+    """
     from vap.publishing.demo import serve
 
     serve(bundle, port, device)
@@ -302,10 +352,13 @@ def demo(
 def export_images(
     dataset: Dataset,
     method: Method,
-    out: Annotated[Path, typer.Argument(help="The folder to write, new or empty.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write; it must be new or empty.")],
     condition: Condition = "seen",
 ) -> None:
-    """Write samples as PNGs, a folder a class, with metadata.csv, Hugging Face's imagefolder."""
+    """Write samples as PNG files, one folder per class, with metadata.csv.
+
+    This is the layout `imagefolder` of Hugging Face's datasets.
+    """
     from vap.publishing.images import export_images as run
 
     _params(dataset, method, condition)
@@ -347,8 +400,10 @@ def export(
     method: Method,
     target: Annotated[Path, typer.Argument(help="FILE.safetensors, FILE.pth or FILE.pt.")],
 ) -> None:
-    """Write a trained U-ViT's or DiT's weights (uvit, dit) for the official codes (baofff/U-ViT,
-    facebookresearch/DiT)."""
+    """Write the weights of a trained uvit or dit model in the form of the official code.
+
+    The official code is baofff/U-ViT for uvit and facebookresearch/DiT for dit.
+    """
     from vap.sampling.export import export as run
 
     _params(dataset, method)
@@ -360,12 +415,16 @@ def export(
 def explain(
     table: Annotated[Path, typer.Argument(help="results/tables/table1.csv, table2.csv or table3.csv.")],
     row: Annotated[
-        str, typer.Argument(help="1 is below the header; or leading cells, as phantom-isic2018,vap.")
+        str,
+        typer.Argument(
+            help="The number of the row (1 is the first below the header), or its first cells, as in "
+            "phantom-isic2018,vap."
+        ),
     ],
-    column: Annotated[str, typer.Argument(help="A name in the table's header.")],
-    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
+    column: Annotated[str, typer.Argument(help="The name of the column, as in the table's header.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the same as JSON.")] = False,
 ) -> None:
-    """Show the whole chain behind one number of a table, down to the raw files."""
+    """Show the settings, code and files that led to one number of a table, down to the raw images."""
     from vap.provenance.tree import run
 
     run(table, row, column, as_json)
@@ -374,9 +433,9 @@ def explain(
 @bank.command("show", epilog="Example: vap bank show phantom-isic2018")
 def bank_show(
     dataset: Dataset,
-    examples: Annotated[int, typer.Option(min=0, help="Descriptions to show.")] = 3,
+    examples: Annotated[int, typer.Option(min=0, help="The number of descriptions to show.")] = 3,
 ) -> None:
-    """Metadata, size, images a class and split, token lengths, a few descriptions."""
+    """Show the bank's metadata, size, images per class and split, token counts, and a few descriptions."""
     from vap.prompts.report import show
 
     _params(dataset)
@@ -386,12 +445,12 @@ def bank_show(
 @bank.command("search", epilog='Example: vap bank search phantom-isic2018 "a round lesion" --label NV')
 def bank_search(
     dataset: Dataset,
-    query: Annotated[str, typer.Argument(help="A sentence.")],
-    label: Annotated[str | None, typer.Option(help="Only this class.")] = None,
-    split: Annotated[str | None, typer.Option(help="Only train, val or test.")] = None,
-    n: Annotated[int, typer.Option(min=1, help="Descriptions.")] = 10,
+    query: Annotated[str, typer.Argument(help="The sentence to compare with.")],
+    label: Annotated[str | None, typer.Option(help="Search only this class.")] = None,
+    split: Annotated[str | None, typer.Option(help="Search only this split: train, val or test.")] = None,
+    n: Annotated[int, typer.Option(min=1, help="The number of descriptions to show.")] = 10,
 ) -> None:
-    """The descriptions nearest to a sentence."""
+    """Find the descriptions that are most similar to a sentence."""
     from vap.prompts.report import search
 
     search(dataset, query, _params(dataset).compute, n, label, split)
@@ -399,7 +458,7 @@ def bank_search(
 
 @bank.command("stats", epilog="Example: vap bank stats phantom-isic2018")
 def bank_stats(dataset: Dataset) -> None:
-    """How many, how long, how varied and how alike the descriptions of each class are."""
+    """Count the descriptions of each class: how many, how long, how varied and how similar they are."""
     from vap.prompts.report import stats
 
     _params(dataset)
@@ -412,11 +471,12 @@ def data_check(
     against: Annotated[
         list[str] | None, typer.Option(help="Another dataset in which to look for copies; may be repeated.")
     ] = None,
-    quick: Annotated[bool, typer.Option(help="List only; open no image.")] = False,
+    quick: Annotated[bool, typer.Option(help="Only list and count the files; open no image.")] = False,
 ) -> None:
-    """What is there of a dataset, what is missing, damaged or there twice; exit status 1 if anything is.
+    """Check the raw files of a dataset: which are there, missing, damaged or duplicated.
 
-    Nothing is downloaded: what is missing is named with the place that has it, and its licence.
+    The exit status is 1 if anything is missing, damaged or duplicated. Nothing is downloaded: for a missing
+    file, the command names the place that has it, and its licence.
     """
     from vap.datasets.check import check
 
@@ -429,7 +489,7 @@ def data_check(
 
 @audits.command("captions", epilog="Example: vap audit captions phantom-isic2018")
 def audit_captions(dataset: Dataset) -> None:
-    """Count what the descriptions say, and how much of it is true, under results/audit/DATASET/."""
+    """Count what the descriptions state and how much of it is true; write results/audit/DATASET/."""
     from vap.captioning.audit import audit
 
     _params(dataset)
@@ -440,7 +500,7 @@ def audit_captions(dataset: Dataset) -> None:
 
 @audits.command("samples", epilog="Example: vap audit samples phantom-isic2018 vap")
 def audit_samples(dataset: Dataset, method: Method, condition: Condition = "seen") -> None:
-    """Look whether samples show what their descriptions say; under results/audit/DATASET/."""
+    """Check whether samples show what their descriptions say; write results/audit/DATASET/."""
     from vap.captioning.audit_samples import audit_samples as run
 
     _params(dataset, method, condition)
@@ -451,23 +511,25 @@ def audit_samples(dataset: Dataset, method: Method, condition: Condition = "seen
 
 @audits.command("copies", epilog="Example: vap audit copies phantom-isic2018 vap")
 def audit_copies(dataset: Dataset, method: Method, condition: Condition = "seen") -> None:
-    """Look for copies of training images among the samples; under results/audit/DATASET/."""
+    """Look for copies of training images among the samples; write results/audit/DATASET/."""
     from vap.metrics.copies import audit_copies as run
 
     target = run(_params(dataset, method, condition), dataset, method, condition)
     print(target.with_suffix(".md").read_text(encoding="utf-8"))
-    print(f"The likest pairs, samples above training images: {target.with_suffix('.png')}")
+    print(f"The most similar pairs, samples above training images: {target.with_suffix('.png')}")
 
 
 @app.command(epilog="Example: vap cost paper --device cuda")
 def cost(
     name: Annotated[
-        str | None, typer.Argument(help="A file config/NAME.yaml; without it, params.yaml.")
+        str | None, typer.Argument(help="The profile config/NAME.yaml. Without it, params.yaml is read.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cuda or cpu: which rates of vap/costs/rates.yaml.")] = "cuda",
-    json: Annotated[bool, typer.Option("--json", help="All numbers as JSON.")] = False,
+    device: Annotated[
+        str, typer.Option(help="The device whose measured speed is used (vap/costs/rates.yaml): cuda or cpu.")
+    ] = "cuda",
+    json: Annotated[bool, typer.Option("--json", help="Print all numbers as JSON.")] = False,
 ) -> None:
-    """Estimate hours, memory and disk of every job, from the settings alone (docs/costs.md)."""
+    """Estimate time, memory and disk space of every job from the settings alone (docs/costs.md)."""
     from vap.costs.page import cost as run
     from vap.params import PARAMS_FILE
 
@@ -476,9 +538,10 @@ def cost(
 
 @app.command("check", epilog="Example: vap check")
 def check_settings() -> None:
-    """Judge params.yaml whole, and say which weights are not there yet.
+    """Check all settings of params.yaml, and list the weight files that are missing.
 
-    The methods' own keys, whether their networks fit the images, timm's names, and sections that disagree.
+    It checks the settings of each method, whether each network fits the image size, the names of timm's
+    networks, and whether sections contradict each other.
     """
     from vap.workflow.check import absent_files, check
 
@@ -491,9 +554,10 @@ def check_settings() -> None:
 
 @app.command(epilog="Example: vap doctor")
 def doctor() -> None:
-    """Say what this machine has: versions, GPU, disk, weights and where to get what is missing.
+    """Show versions, GPU, disk space and weights of this machine, and where to get what is missing.
 
-    Exit status 1 if something is broken: a library, the settings, the device that they name, a full disk.
+    The exit status is 1 if something does not work: a library, the settings, the device that they name, or a
+    full disk.
     """
     from vap.workflow.doctor import doctor as run
 
@@ -503,12 +567,15 @@ def doctor() -> None:
 
 @app.command(epilog="Example: vap profile isic2018-64 --dry-run")
 def profile(
-    name: Annotated[str, typer.Argument(help="A file config/NAME.yaml, or `list`.")],
+    name: Annotated[str, typer.Argument(help="The profile config/NAME.yaml, or `list` to list them all.")],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List what it would cost, as `vap cost NAME`; write nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Write nothing; only estimate the profile's costs, as `vap cost NAME` does."
+        ),
     ] = False,
 ) -> None:
-    """Write params.yaml: config/demo.yaml, with what config/NAME.yaml changes."""
+    """Replace params.yaml by a profile: config/demo.yaml with the changes of config/NAME.yaml."""
     from vap.common.artifacts import atomic
     from vap.params import PARAMS_FILE
     from vap.profiles import is_written, load_profile, names, profile_text
@@ -531,10 +598,10 @@ def profile(
         if not is_written(mine, Path("config")):
             with atomic(OLD_PARAMS) as part:
                 part.write_bytes(mine)
-            print(f"params.yaml was of no profile; it is kept as {OLD_PARAMS}")
+            print(f"params.yaml had changes that no profile has; it is kept as {OLD_PARAMS}")
     with atomic(PARAMS_FILE) as part:
         part.write_text(profile_text(source), encoding="utf-8")
-    print(f"params.yaml is now {source}")
+    print(f"params.yaml now has the settings of {source}")
 
 
 def main() -> None:
@@ -579,10 +646,11 @@ def main_here() -> None:
         sys.exit(2)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            expected = "space and permission to write"
-            fix = "free some, then run again: finished parts are kept"
+            expected = "enough disk space and permission to write"
+            fix = "free some space or change the permission, then run again: finished parts are kept"
         elif error.errno in PLACE:
-            expected, fix = "a path that can be read or written", "name another, or move what is there"
+            expected = "a path that can be read or written"
+            fix = "name another path, or move what is there"
         else:
             raise
         where = str(error.filename2 or error.filename or "disk")  # the second: what was to be replaced
