@@ -1,4 +1,5 @@
-"""What the pipeline will cost before it runs: `vap cost`.
+"""Estimates what the pipeline will cost before it runs: `vap cost`.
 
-In: params.yaml or a profile, and the rates of rates.yaml. Out: hours, memory and disk of every job.
+In: params.yaml or a profile, and the measured or assumed speeds in rates.yaml.
+Out: hours, memory and disk space of every job.
 """

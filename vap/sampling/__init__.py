@@ -1,5 +1,5 @@
-"""Images from a trained method: the stage `sample`, `vap draw` and the grids while a run goes on.
+"""Draws images from a trained method: the stage `sample`, `vap draw`, and the previews during a training.
 
-In: results/models/DATASET/RUN/, the autoencoder, the prompt bank.
-Out: results/samples/DATASET/RUN-CONDITION.arrow with a grid beside it; `vap draw` writes where it is told.
+In: results/models/DATASET/RUN/, the autoencoder and the prompt bank.
+Out: results/samples/DATASET/RUN-CONDITION.arrow and a picture of them; `vap draw` writes the file you name.
 """

@@ -1,6 +1,7 @@
-"""All that knows Snakemake or DVC: the plan of what decides each stage, the stale marks, how a stage is run.
+"""All code that knows Snakemake or DVC: which stages must run again, and how a stage is run.
 
-In: params.yaml, dvc.yaml, dvc.lock and the code itself. Out: data/plan/ (plan.py), the marks
-under .snakemake/stale/ (snakemake.py), a stage's run through DVC (dvc.py), and forks of a process that has
-imported the libraries (warm.py). It serves all stages and knows what none of them does.
+In: params.yaml, dvc.yaml, dvc.lock and the code of vap. Out: data/plan/ with the settings and code hashes of
+each stage (plan.py), and the marks of stale stages under .snakemake/stale/ (snakemake.py). dvc.py runs a
+stage
+through DVC; warm.py starts jobs from a process that has imported the libraries. It serves all stages.
 """
