@@ -66,7 +66,7 @@ def _picture(file: ArrowFile, row: int, alt: str, caption: str = "") -> Picture:
 
 
 def side_by_side(params: Params, dataset: str, methods: Sequence[str]) -> list[Row]:
-    """A row of real training images and one a method, the same classes in every column (the paper's Fig. 2)."""
+    """A row of real training images and one a method, the classes in the same columns (Fig. 2)."""
     prepared = ArrowFile(prepared_path(dataset), "prepared")
     classes = prepared.metadata["classes"]
     columns = [classes[i % len(classes)] for i in range(COLUMNS)]
