@@ -79,7 +79,7 @@ def test_the_numbers_to_compare() -> None:
     report.run(settings())
     found = json.loads((report.SUMMARY / "own/vap.json").read_text(encoding="utf-8"))
     assert found == {"distance": 1.5, "precision": 0.5}
-    bars_csv = (report.SUMMARY / "bars.csv").read_text(encoding="utf-8")
+    bars_csv = report.DISTANCES.read_text(encoding="utf-8")
     assert bars_csv == "run,distance\nown uvit,2.500\nown vap,1.500\n"
 
 

@@ -195,7 +195,7 @@ def neighbours(params: Params, dataset: str, method: str) -> Neighbours:
 
 def _nearest(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(distance, place in b) of the nearest of b for each of a, 256 at a time."""
-    found = [torch.cdist(part, b).min(1) for part in a.split(256)]
+    found = [torch.cdist(part, b).min(1) for part in torch.split(a, 256)]
     return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
 
 

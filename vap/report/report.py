@@ -24,6 +24,7 @@ from vap.results.figure import figure_path
 
 PAGE = Path("results/report.html")
 SUMMARY = Path("results/summary")
+DISTANCES = Path("results/distances.csv")  # DVC takes every file of a folder of metrics for one
 TEMPLATES = Path(__file__).with_suffix("")
 SHORT = 12  # hex digits of a sha256
 COMPARED = {
@@ -61,7 +62,8 @@ Cells = list[dict[str, str]]
 
 
 def run(params: Params) -> Path:
-    """Write results/report.html, and results/summary with a JSON a dataset and method and bars.csv.
+    """Write results/report.html, a JSON a dataset and method in results/summary, and
+    results/distances.csv.
 
     What is not there is left out, and the page says so. The same artefacts give the same bytes; the commit
     is the one that recorded Table 1 in dvc.lock.
@@ -135,7 +137,7 @@ def run(params: Params) -> Path:
         image_size=params.prepare.image_size,
         seed=params.seed,
         evaluate=params.evaluate,
-        steps=params.sample.steps,
+        sample=params.sample,
         guidance=params.method[texts[0]].sample.model_dump().get("guidance_scale") if texts else None,
         phantoms=[name for name in params.datasets if params.dataset[name].adapter == "phantom"],
         style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
@@ -236,6 +238,6 @@ def _summary(rows: Cells) -> None:
             numbers = {new: _number(row[name]) for name, new in COMPARED.items()}
             known = {name: value for name, value in numbers.items() if value is not None}
             write_json(part / row["dataset"] / f"{row['method']}.json", known)
-        lines = [{"run": f"{row['dataset']} {row['method']}", "distance": row["fid"]} for row in rows]
-        with (part / "bars.csv").open("w", encoding="utf-8", newline="") as file:
-            write_csv(file, ("run", "distance"), lines)
+    lines = [{"run": f"{row['dataset']} {row['method']}", "distance": row["fid"]} for row in rows]
+    with atomic(DISTANCES) as part, part.open("w", encoding="utf-8", newline="") as file:
+        write_csv(file, ("run", "distance"), lines)

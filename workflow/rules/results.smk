@@ -125,6 +125,7 @@ rule report:
         expand("results/figures/{dataset}.png", dataset=config["datasets"]),
     output:
         report("results/report.html", caption="../report/report.rst", category="Report"),
+        "results/distances.csv",
         directory("results/summary"),
     log:
         "logs/report.log",
