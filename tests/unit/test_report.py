@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from toy import settings, write, write_bank, write_prepared
+from toy import PROJECT, settings, write, write_bank, write_prepared
 
 from vap.common.artifacts import ArrowFile
 from vap.common.errors import VapError
@@ -100,3 +100,17 @@ def test_plots_leave_out_what_is_no_number() -> None:
     lines = curves({"a": [(1, 10.0), (2, 1.0)], "b": [(1, 3.0), (2, 3.0)]}, "two", "step", "loss")
     assert len(set(re.findall(r'stroke-dasharray="([^"]*)"', lines))) == 2  # told apart without colours
     assert "log" in lines
+
+
+def test_tables_figures_and_the_page_are_marked_for_snakemakes_report() -> None:
+    """Its own page is not made here: `snakemake --report` fetches JavaScript from a network."""
+    rules = "".join(path.read_text(encoding="utf-8") for path in sorted(PROJECT.glob("workflow/rules/*.smk")))
+    marks = re.findall(r'report\("([^"]+)", caption="\.\./report/([^"]+)", category="(\w+)"\)', rules)
+    assert {path: category for path, _, category in marks} == {
+        "results/tables/table1.csv": "Tables",
+        "results/tables/table2.csv": "Tables",
+        "results/tables/table3.csv": "Tables",
+        "results/figures/{dataset}.png": "Figures",
+        "results/report.html": "Report",
+    }
+    assert all((PROJECT / "workflow/report" / caption).read_text(encoding="utf-8") for _, caption, _ in marks)
