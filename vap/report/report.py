@@ -36,7 +36,10 @@ COMPARED = {
     "adherence": "adherence",
 }
 # Of each table: title, file, and the columns that are shown.
-IN_1 = "dataset method features n fid fid_low fid_high isc_mean precision recall density coverage floor_fid adherence"
+IN_1 = (
+    "dataset method features n fid fid_low fid_high isc_mean precision recall density coverage floor_fid "
+    "adherence"
+)
 IN_2 = (
     "dataset row condition features n fid fid_low fid_high recall precision floor_fid paper_fid paper_recall"
 )
