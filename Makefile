@@ -7,7 +7,7 @@ UV      := .tools/bin/uv
 READY   := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: table1 test test-slow test-vllm test-gpu gpu-bundle check format bench lock setup clean help
+.PHONY: table1 report test test-slow test-vllm test-gpu gpu-bundle check format bench lock setup clean help
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -15,6 +15,9 @@ help:            ## this list
 table1: $(READY) ## set up, then make Table 1 and the figures with params.yaml as it is
 	snakemake --cores $(CORES)
 	@echo; cat results/tables/table1.md; echo; echo "Pictures: results/figures/"
+
+report: $(READY) ## set up, then make all three tables and results/report.html
+	snakemake --cores $(CORES) results/report.html
 
 test: $(READY)   ## set up, then run the tests
 	python -m pytest -m "not slow and not vllm"

@@ -221,6 +221,14 @@ def figure(dataset: Dataset) -> None:
     run(_params(dataset), dataset)
 
 
+@app.command(epilog="Example: vap report")
+def report() -> None:
+    """Write results/report.html from what is there: one page of tables, plots and pictures."""
+    from vap.report.report import run
+
+    print(run(_params()))
+
+
 @app.command(epilog="Example: vap draw phantom-isic2018 vap --label MEL --n 8 --out mel.png")
 def draw(
     dataset: Dataset,

@@ -33,6 +33,7 @@ def main() -> None:
     plots = [path for entry in stage.get("plots", []) for path in entry]  # each is {path: how to draw it}
     for number, out in enumerate(stage.get("outs", []) + stage.get("metrics", []) + plots):
         path = Path(fill(out, item))
+        path = path if path.suffix else path / "part.json"  # a folder
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"made from": digest.hexdigest(), "out": number}))
         if name == os.environ.get("HANG"):

@@ -23,13 +23,13 @@ VAP = {"train-prompts-vap", "sample-prompts-vap", "evaluate-vap"}
 PLUS_VAP = {"classify-plus-densenet121-100-vap", "table3"}
 MEASURE_UNSEEN = {"evaluate-unseen-vap-unseen", "table2"}
 UNSEEN = {"sample-unseen-vap-unseen"} | MEASURE_UNSEEN
-SAMPLE_VAP = {"sample-prompts-vap", "evaluate-vap", "table", "figure", "table2"} | PLUS_VAP | UNSEEN
-MEASURE = {"evaluate-uvit", "evaluate-vap", "floor", "table"} | MEASURE_UNSEEN
-PAGES = {"table", "figure"}
+SAMPLE_VAP = {"sample-prompts-vap", "evaluate-vap", "table", "figure", "report", "table2"} | PLUS_VAP | UNSEEN
+MEASURE = {"evaluate-uvit", "evaluate-vap", "floor", "table", "report"} | MEASURE_UNSEEN
+PAGES = {"table", "figure", "report"}
 ALL = {"prepare", "caption", "encode", "latents", "floor"} | UVIT | VAP | PAGES
 ALL |= {"classify-densenet121-100"} | PLUS_VAP | UNSEEN
 
-TABLES = ["results/tables/table2.csv", "results/tables/table3.csv"]
+TABLES = ["results/tables/table2.csv", "results/tables/table3.csv", "results/report.html"]
 
 Door = Callable[[Project], Result]
 

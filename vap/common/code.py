@@ -38,6 +38,7 @@ STAGES = {  # the module that a stage's command runs
     "table2": "vap.results.table2",
     "table3": "vap.results.table3",
     "figure": "vap.results.figure",
+    "report": "vap.report.report",
 }
 
 

@@ -318,6 +318,16 @@ def page(model: Model, job: Job) -> Row:
     return _row(model, job, _n(n) if n else "metrics", 0.0, 0.2 * GB, disk)
 
 
+def report(model: Model, job: Job) -> Row:
+    """The features of the training images, for neighbours: at most 20,000 a dataset. It draws few images."""
+    counts = [model.images(dataset).train for dataset in model.params.datasets]
+    n = sum(min(count or 20_000, 20_000) for count in counts)
+    notes = [f"at most: {NO_COUNT}"] if None in counts else []
+    memory = _metrics_memory(model, max(min(count or 20_000, 20_000) for count in counts))
+    seconds = _extraction(model, n)
+    return _row(model, job, f"{n:,} images", seconds, memory, 5e6, *notes, place=model.place)
+
+
 RULES: dict[str, Callable[[Model, Job], Row]] = {
     "prepare": prepare,
     "caption": caption,
@@ -332,4 +342,5 @@ RULES: dict[str, Callable[[Model, Job], Row]] = {
     "table2": page,
     "table3": page,
     "figure": page,
+    "report": report,
 }

@@ -8,7 +8,7 @@ it, through either door, and dvc.yaml lists neither settings nor modules.
     data/plan/prepare/DATASET.json      caption/DATASET.json    encode.json     latents.json
     data/plan/train/RUN.json            sample/RUN.json         other/DATASET.json
     data/plan/evaluate.json             floor.json              classify/CLASSIFIER.json, classify-plus/...
-    data/plan/table.json                table2.json             table3.json     figure.json
+    data/plan/table.json                table2.json             table3.json     figure.json     report.json
 """
 
 from __future__ import annotations
@@ -66,6 +66,10 @@ SETTINGS: dict[str, tuple[str, ...]] = {
         *(f"downstream.{key}" for key in ("classifiers", "ratios", "sources", "generator_ratios")),
     ),
     "figure": ("figure", "methods", "prepare.image_size"),
+    "report": (
+        *("seed", "datasets", "dataset", "methods", "prepare.image_size", "evaluate"),
+        *("sample", "method"),
+    ),
 }
 
 
@@ -96,7 +100,7 @@ class Entry:
 
 def entries(params: Params) -> Iterator[Entry]:
     """All files of the plan."""
-    for stage in ("encode", "latents", "floor", "evaluate", "table", "table2", "table3", "figure"):
+    for stage in ("encode", "latents", "floor", "evaluate", "table", "table2", "table3", "figure", "report"):
         yield Entry(stage, stage)
     for dataset in params.datasets:
         for stage in ("prepare", "caption", "other"):

@@ -36,7 +36,7 @@ rule table3:
             ratio_source=scored_sources(),
         ),
     output:
-        "results/tables/table3.csv",
+        report("results/tables/table3.csv", caption="../report/table3.rst", category="Tables"),
         "results/tables/table3.md",
     log:
         "logs/table3.log",

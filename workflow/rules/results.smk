@@ -1,4 +1,4 @@
-# Requires the samples. Makes results/metrics/, results/tables/ and results/figures/.
+# Requires the samples. Makes results/metrics/, results/tables/, results/figures/ and the report.
 
 
 rule floor:
@@ -90,3 +90,50 @@ rule figure:
         "Drawing {wildcards.dataset}"
     shell:
         "vap stage figure@{wildcards.dataset} 2>&1 | tee {log}"
+
+
+rule report:
+    """All of it on one page, and the numbers that are compared."""
+    input:
+        MARKS / "report",
+        expand(
+            "data/{file}",
+            file=[
+                f"{folder}/{dataset}.{suffix}"
+                for folder, suffix in [("prepared", "arrow"), ("captions", "parquet"), ("prompts", "arrow")]
+                for dataset in config["datasets"]
+            ],
+        ),
+        expand(
+            "data/autoencoders/{dataset}/{file}",
+            dataset=config["datasets"],
+            file=["config.json", "diffusion_pytorch_model.safetensors", "reconstruction.json"],
+        ),
+        expand(
+            "results/models/{dataset}/{method}/{file}",
+            dataset=config["datasets"],
+            method=RUNS,
+            file=["config.json", "model.safetensors", "train.csv"],
+        ),
+        expand(
+            "results/samples/{dataset}/{method}-seen.{suffix}",
+            dataset=config["datasets"],
+            method=[*config["methods"], *shares()],
+            suffix=["arrow", "png"],
+        ),
+        expand("results/tables/table{number}.{suffix}", number=[1, 2, 3], suffix=["csv", "md"]),
+        expand("results/figures/{dataset}.png", dataset=config["datasets"]),
+    output:
+        report("results/report.html", caption="../report/report.rst", category="Report"),
+        "results/distances.csv",
+        directory("results/summary"),
+    log:
+        "logs/report.log",
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=4000,
+    message:
+        "Writing the report"
+    shell:
+        "vap stage report 2>&1 | tee {log}"
