@@ -167,7 +167,9 @@ class Project:
             path.relative_to(self.root).as_posix(): path.read_bytes()
             for top in ("data", "results")
             for path in sorted((self.root / top).rglob("*"))
-            if path.is_file() and "raw" not in path.relative_to(self.root).parts
+            if path.is_file()
+            and path.name != ".snakemake_timestamp"
+            and "raw" not in path.relative_to(self.root).parts
         }
 
     def copy(self, folder: Path) -> Project:
