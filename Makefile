@@ -7,7 +7,7 @@ UV      := .tools/bin/uv
 READY   := $(VENV)/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: table1 report test test-slow test-vllm test-gpu gpu-bundle check format bench lock setup clean help
+.PHONY: table1 report test test-slow test-vllm test-gpu gpu-bundle check format bench docs lock setup clean help
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:[^#]*##/\t/' | expand -t 16
@@ -52,11 +52,14 @@ format: $(READY) ## reformat the code
 bench: $(READY)  ## all benchmarks, or one: make bench NAME=bank_read
 	python -m benchmarks $(NAME)
 
+docs: $(READY)   ## the documentation as a site in site/
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
+
 setup: $(READY)  ## the environment alone
 
 lock: $(UV)      ## make requirements.lock anew
 	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	  --no-emit-index-url --no-emit-find-links --extra dev --upgrade -o requirements.lock pyproject.toml
+	  --no-emit-index-url --no-emit-find-links --extra dev --extra docs --upgrade -o requirements.lock pyproject.toml
 
 clean:           ## remove unfinished work and logs; results and the cache stay
 	rm -rf work logs .snakemake
