@@ -40,14 +40,14 @@ check: $(READY)  ## format, lint, types, and the two graphs
 	ruff format --check .
 	ruff check .
 	mypy
-	snakefmt --check --line-length 110 Snakefile workflow
+	snakefmt --check --line-length 110 workflow
 	snakemake --lint
 	python -m pytest tests/pipeline/test_graphs.py
 
 format: $(READY) ## reformat the code
 	ruff format .
 	ruff check --fix .
-	snakefmt --line-length 110 Snakefile workflow
+	snakefmt --line-length 110 workflow
 
 bench: $(READY)  ## all benchmarks, or one: make bench NAME=bank_read
 	python -m benchmarks $(NAME)

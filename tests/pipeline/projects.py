@@ -22,7 +22,6 @@ PARTS = (
     ".dvc/config",
     ".dvcignore",
     ".gitignore",
-    "Snakefile",
     "config",
     "data/raw",
     "dvc.yaml",

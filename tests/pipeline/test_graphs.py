@@ -121,7 +121,9 @@ def snakemake_graph(root: Path, monkeypatch: pytest.MonkeyPatch) -> Graph:
     pipeline.dvc_stages.cache_clear()
     graph = {}
     with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
-        workflow = api.workflow(ResourceSettings(cores=1), ConfigSettings(), snakefile=root / "Snakefile")
+        workflow = api.workflow(
+            ResourceSettings(cores=1), ConfigSettings(), snakefile=root / "workflow/Snakefile"
+        )
         inner = workflow.dag(DAGSettings(forceall=True, targets=TARGETS)).workflow_api._workflow
         inner._prepare_dag(forceall=True, ignore_incomplete=True, lock_warn_only=True)
         inner._build_dag()
@@ -211,7 +213,7 @@ def test_what_keeps_the_two_tools_from_disturbing_each_other(project: Project) -
     assert {"__pycache__/", ".snakemake_timestamp"} <= set(ignored)
     rules = "".join(
         path.read_text(encoding="utf-8")
-        for path in [project.root / "Snakefile", *project.root.glob("workflow/rules/*.smk")]
+        for path in [project.root / "workflow/Snakefile", *project.root.glob("workflow/rules/*.smk")]
     )
     assert not re.search(r"\b(protected|temp|pipe|touch|cache)\(", rules)
 
