@@ -24,6 +24,21 @@ TOY = {  # of the tutorial's profile, for a test
     "method": {name: {"train": {"steps": 4, "warmup_steps": 1}} for name in ("uvit", "vap")},
     "sample": {"n": 12, "steps": 2},
     "evaluate": {"n": 12, "isc_splits": 2, "bootstrap": 4, "class_n": 4},
+    "downstream": {
+        "sources": ["vap"],
+        "ratios": ["10"],
+        "classifiers": ["maxvit"],
+        "classifier": {
+            "maxvit": {
+                "model": "test_maxvit",
+                "weights": None,
+                "image_size": 32,
+                "steps": 2,
+                "batch_size": 4,
+                "lr": 2.0e-3,
+            }
+        },
+    },
     "figure": {"columns": 4},
 }
 
@@ -50,7 +65,7 @@ def test_no_page_asks_another_host(site: Path) -> None:
 
 def test_the_start_page_says_what_the_readme_says(site: Path) -> None:
     start = (site / "index.html").read_text(encoding="utf-8")
-    for words in ("make table1", "95 % interval", "Where to go next"):
+    for words in ("make table1", "EfficientNet-Lite0", "Where to go next"):
         assert words in start
     assert 'href="demo.html"' in start  # README.md's docs/demo.md
 
