@@ -81,8 +81,10 @@ class TransformersEncoder:
 
         logging.disable_progress_bar()  # of a second's loading
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(place.folder, local_files_only=True)
-            model = AutoModel.from_pretrained(place.folder, local_files_only=True)
+            # without trust_remote_code a terminal is asked whether to run a folder's own code, for 15 s
+            asked: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+            self.tokenizer = AutoTokenizer.from_pretrained(place.folder, **asked)
+            model = AutoModel.from_pretrained(place.folder, **asked)
         except (OSError, ValueError, SafetensorError) as error:
             raise VapError(
                 place.folder,
