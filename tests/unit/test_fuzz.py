@@ -71,8 +71,11 @@ def holds(work: Callable[[], object]) -> None:
     try:
         work()
     except VapError as error:
-        assert "\n" not in str(error)
-        assert len(str(error)) < 20_000
+        said = str(error)
+    else:
+        said = ""
+    assert "\n" not in said
+    assert len(said) < 20_000
 
 
 def within(data: bytes, name: str, work: Callable[[Path], object]) -> None:
@@ -139,7 +142,7 @@ BOMB = '<!DOCTYPE a [<!ENTITY b "cc"><!ENTITY d "&b;&b;">]><a><object><name>&d;<
 )
 @example(BOMB.encode())
 @example(BOMB.encode("utf-16"))
-@example(('<?xml version="1.0" encoding="cp037"?>').encode() + BOMB.encode("cp037"))
+@example((b'<?xml version="1.0" encoding="cp037"?>') + BOMB.encode("cp037"))
 @example(b'<?xml version="1.0" encoding="no-such"?><a/>')
 @example(b'<?xml version="1.0" encoding="shift_jis"?><a/>')
 def test_annotations(data: bytes) -> None:
@@ -184,7 +187,10 @@ def reply(body: bytes, status: int = 200, after: str = "") -> None:
     try:
         holds(lambda: meaning(Reply(status, {"Retry-After": after}, body), "http://127.0.0.1/v1", Key()))
     except ImageFailed as error:
-        assert "\n" not in str(error)
+        said = str(error)
+    else:
+        said = ""
+    assert "\n" not in said
 
 
 @fuzz
