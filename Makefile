@@ -25,6 +25,10 @@ test: $(READY)   ## set up, then run the tests
 test-slow: $(READY) ## the tests that take minutes
 	python -m pytest -m slow
 
+fuzz: $(READY)   ## try what the parsers make of damaged files, MINUTES=5 long
+	end=$$(( $$(date +%s) + 60 * $(or $(MINUTES),5) )); while [ $$(date +%s) -lt $$end ]; do \
+	  VAP_FUZZ=$(or $(FACTOR),20) python -m pytest tests/unit/test_fuzz.py || exit 1; done
+
 test-vllm: $(READY) ## the tests with a real vLLM server, where one can be installed for the CPU
 	@sh tests/vllm/environment.sh; status=$$?; if [ $$status -eq 0 ]; then python -m pytest -m vllm tests/vllm; \
 	elif [ $$status -ne 77 ]; then exit $$status; fi

@@ -591,7 +591,7 @@ def first_problem(error: ValidationError) -> tuple[str, str, str]:
     if isinstance(problem["input"], str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", problem["input"]):
         mantissa, exponent = problem["input"].lower().split("e")
         expected += f" (YAML reads this as text; write {mantissa}.0e{exponent})"
-    found = "these values" if isinstance(problem["input"], dict) else repr(problem["input"])
+    found = "these values" if isinstance(problem["input"], dict) else repr(problem["input"])[:200]
     return key, found, expected[:1].lower() + expected[1:]
 
 

@@ -177,7 +177,7 @@ def test_a_number_that_yaml_reads_as_text_is_told_how_to_write() -> None:
         (b"seed: 0\n# again\nseed: 1\n", "params.yaml: seed: found this key twice, in lines 1 and 3"),
         (b"a: {b: [{c: 1, d: 2, 'c': 1}]}", "params.yaml: a.b.0.c: found this key twice, in line 1"),
         (b"a: &x {b: 1, b: 2}\nc: *x", "params.yaml: a.b: found this key twice, in line 1"),
-        (b"a: &x [*x]", "found an unknown key"),
+        (b"a: &x [*x]", "nested too deep, or within themselves"),
     ],
 )
 def test_a_file_that_is_no_settings_is_one_line(tmp_path: Path, content: bytes, words: str) -> None:

@@ -94,7 +94,7 @@ def test_torch_fidelitys_networks_run_nothing(features: str, monkeypatch: pytest
 def test_a_pickle_is_one_line() -> None:
     for name in ("x.pth", "x.safetensors", "x.pt"):
         Path(name).write_bytes(pickle.dumps({"a": Attack()}))
-        with pytest.raises(VapError, match=r"no readable weights|objects of the kind"):
+        with pytest.raises(VapError, match=r"no readable weights|could run code"):
             read_tensors(Path(name), "weights", "get them again")
     assert not MARK.exists()
 

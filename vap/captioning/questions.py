@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vap.common.errors import VapError
+from vap.common.yaml_files import read_yaml
 from vap.datasets.attributes import MODALITIES
 
 FOLDER = Path(__file__).parent / "questions"
@@ -91,7 +90,7 @@ def load_questions(modality: str, version: int, leave_out: Sequence[str] = ()) -
             path, "no such file", f"the questions for {modality}", "write it after dermoscopy.yaml"
         )
     try:
-        versions = yaml.safe_load(path.read_text(encoding="utf-8"))
+        versions = read_yaml(path, "the questions", "write it after dermoscopy.yaml")
         if version not in versions:
             known = ", ".join(str(v) for v in versions)
             raise VapError(
@@ -105,7 +104,7 @@ def load_questions(modality: str, version: int, leave_out: Sequence[str] = ()) -
         attributes = dict(entry.get("attributes") or {})
         if not all(isinstance(text, str) and text for text in (*texts, *attributes.values())):
             raise TypeError("a question or attribute is no text")
-    except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         fix = "write it after dermoscopy.yaml"
         raise VapError(
             f"{path}: version {version}", f"no questions ({error})", "question1 to question3", fix

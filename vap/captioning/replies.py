@@ -140,7 +140,7 @@ def _answer(response: Reply, url: str, key: Key) -> Answer | Trouble:
         if not (isinstance(text, str) and isinstance(reason, str)):
             raise TypeError
         tokens = (body.get("usage") or {}).get("completion_tokens")
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         start = " ".join(key.clean(response.text).split())[:80]
         found = f"HTTP 200 with no chat completion ({start})"
         fix = "check that caption.server is the base URL, which ends in /v1"
@@ -197,7 +197,7 @@ def message(response: Reply, key: Key) -> str:
     try:
         error: Any = json.loads(response.body)["error"]
         text = str(error["message"] if isinstance(error, dict) else error)
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         text = response.text
     return " ".join(key.clean(text.encode("utf-8", "replace").decode()).split())[:200]
 

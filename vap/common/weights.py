@@ -83,14 +83,10 @@ def read_tensors(path: Path, expected: str, fix: str) -> dict[str, Tensor]:
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail in any way
-        if other := re.search(r"GLOBAL (\S+) was not an allowed global", str(error)):
-            kind = other[1]
+        if found_code := code_in(error):
             how = f"open it where it was made and save its tensors alone, as .safetensors; or {fix}"
-            raise VapError(path, f"objects of the kind {kind}, which could run code", expected, how) from None
-        said = in_brief(error).partition("Please file an issue")[0]
-        raise VapError(
-            path, f"no readable weights ({said.partition('(1)')[0].strip()})", expected, fix
-        ) from None
+            raise VapError(path, found_code, expected, how) from None
+        raise VapError(path, f"no readable weights ({in_brief(error)})", expected, fix) from None
     where: list[str] = []
     while isinstance(found, dict) and not _are_tensors(found):
         inner = next((key for key in CONTAINERS if isinstance(found.get(key), dict) and found[key]), None)
@@ -106,6 +102,17 @@ def read_tensors(path: Path, expected: str, fix: str) -> dict[str, Tensor]:
     if where:
         tell(f"{path}: the weights are those under {' '.join(where)}")
     return found
+
+
+def code_in(error: BaseException) -> str | None:
+    """What torch.load refused to unpickle, in words; None where it failed of something else.
+
+    Its own message must not be shown: it advises weights_only=False, which runs the code.
+    """
+    said = str(error)
+    if other := re.search(r"GLOBAL (\S+) (?:was not an allowed global|whose module)", said):
+        return f"objects of the kind {other[1]}, which could run code"
+    return "a pickle of other things than tensors, which could run code" if "weights_only" in said else None
 
 
 def _are_tensors(found: dict[object, object]) -> bool:

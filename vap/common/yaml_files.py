@@ -11,6 +11,7 @@ import yaml
 from vap.common.errors import VapError
 
 Twice = tuple[str, int, int]
+MOST = 100_000  # values of a file with its aliases written out: a few lines can stand for billions
 
 
 def read_yaml(path: Path, what: str, absent: str) -> Any:
@@ -27,6 +28,7 @@ def read_yaml(path: Path, what: str, absent: str) -> Any:
         loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
         try:
             node = loader.get_single_node()
+            _written_out(node, {})
             twice = next(_twice(node), None)  # before `<<` is filled in: what it brings may be overridden
             data = None if node is None else loader.construct_document(node)  # type: ignore[no-untyped-call]
         finally:
@@ -39,7 +41,10 @@ def read_yaml(path: Path, what: str, absent: str) -> Any:
     except RecursionError:
         found = "values nested too deep, or within themselves"
         raise VapError(path, found, "a YAML mapping", "correct the file") from None
-    except (yaml.YAMLError, ValueError) as error:  # of Unicode, or of an impossible date
+    except OverflowError as error:
+        raise VapError(path, str(error), "a YAML mapping", "write the values out") from None
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
+        # of Unicode, of an impossible date, of a tag (!!int) on what is none
         raise VapError(path, f"no YAML ({error})", "a YAML mapping", "correct the line") from None
     if twice is not None:
         key, first, second = twice
@@ -48,6 +53,31 @@ def read_yaml(path: Path, what: str, absent: str) -> Any:
             f"{path}: {key}", f"this key twice, in {where}", "each key once", "remove one of the two"
         )
     return data
+
+
+def _written_out(node: yaml.Node | None, sizes: dict[int, int]) -> int:
+    """How many values `node` is with its aliases written out.
+
+    Raises:
+        OverflowError: more than MOST.
+        RecursionError: it is within itself.
+    """
+    if node is None or id(node) in sizes:
+        size = 0 if node is None else sizes[id(node)]
+        if size < 0:
+            raise RecursionError
+        return size
+    sizes[id(node)] = -1
+    parts: list[yaml.Node] = []
+    if isinstance(node, yaml.SequenceNode):
+        parts = node.value
+    elif isinstance(node, yaml.MappingNode):
+        parts = [part for pair in node.value for part in pair]
+    total = 1 + sum(_written_out(part, sizes) for part in parts)
+    if total > MOST:
+        raise OverflowError(f"aliases that stand for more than {MOST} values")
+    sizes[id(node)] = total
+    return total
 
 
 def _twice(node: yaml.Node | None, place: str = "", seen: set[int] | None = None) -> Iterator[Twice]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
+from xml.parsers import expat
 
 from vap.common.errors import VapError
 from vap.common.markup import composed
@@ -108,16 +109,30 @@ def _voc_label(frame: Source, annotation: Source | None) -> str:
         raise VapError(frame, "no annotation", "Annotation/.../FRAME.xml beside Image/", fix)
     try:
         data = annotation.read_bytes()
-        if b"<!DOCTYPE" in data or b"<!ENTITY" in data:  # no annotation has them; entities can explode
-            raise ValueError("a document type")
+        _refuse_document_type(data)
         objects = ElementTree.fromstring(data).iter("object")
         labels = {composed((node.findtext("name") or "").strip()) for node in objects}
-    except (ElementTree.ParseError, ValueError) as error:
+    except (ElementTree.ParseError, expat.ExpatError, ValueError, LookupError) as error:
         raise VapError(annotation, f"no VOC annotation ({error})", "one in XML", fix) from None
     if len(labels) > 1 or "" in labels:
         found = " and ".join(sorted(map(repr, labels)))
         raise VapError(annotation, f"the classes {found}", "one class", fix)
     return labels.pop() if labels else NEGATIVE
+
+
+def _refuse_document_type(data: bytes) -> None:
+    """No annotation has one, and its entities can explode; in whatever encoding the file is.
+
+    Raises:
+        ValueError: there is one.
+    """
+
+    def refuse(*_: object) -> None:
+        raise ValueError("a document type")
+
+    parser = expat.ParserCreate()
+    parser.StartDoctypeDeclHandler = refuse
+    parser.Parse(data, True)
 
 
 def sun(root: Path, inputs: dict[str, Path], left_out: LeftOut) -> list[Frame]:

@@ -20,7 +20,7 @@ HAM10000 = range(24306, 34321)  # the numbers of ISIC 2018's training images, al
 def in_isic2018(image: str) -> bool:
     """Whether the image is one of the 10,015 training images of ISIC 2018 task 3."""
     number = image.removeprefix("ISIC_").removesuffix(DOWNSAMPLED)
-    return number.isdecimal() and int(number) in HAM10000
+    return number.isdecimal() and len(number) < 10 and int(number) in HAM10000
 
 
 def image_files(tree: Tree, folder: str, left_out: LeftOut) -> dict[str, Source]:

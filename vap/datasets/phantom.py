@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vap.common.errors import VapError
+from vap.common.yaml_files import read_yaml
 from vap.datasets import phantom_chest, phantom_colon, phantom_dermoscopy
 from vap.datasets.attributes import VOCABULARY, Modality
 
@@ -117,13 +117,7 @@ def load_spec(path: Path) -> PhantomSpec:
         VapError: the file is missing, not YAML, or a key is missing, unknown or wrong.
     """
     fix = "correct it as in data/raw/phantom-isic2018/phantom.yaml"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        found = error.strerror or "an unreadable file"
-        raise VapError(path, found, "a readable phantom.yaml", "restore the file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise VapError(path, f"not YAML ({error})", "a YAML mapping", fix) from error
+    content = read_yaml(path, "a readable phantom.yaml", "restore the file")
     if not isinstance(content, dict):
         raise VapError(path, f"a {type(content).__name__}", "a YAML mapping", fix)
     try:

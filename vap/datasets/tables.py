@@ -19,7 +19,7 @@ def plain_id(where: str, name: str) -> str:
     """
     if not name or name.startswith(".") or not name.isprintable() or set(name) & set("/\\:"):
         expected = "a plain image name: no path, not empty, not hidden"
-        raise VapError(where, f"the image id {name!r}", expected, "correct the row")
+        raise VapError(where, f"the image id {name[:100]!r}", expected, "correct the row")
     return name
 
 

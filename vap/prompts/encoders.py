@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from vap.common.errors import VapError
+from vap.common.errors import VapError, in_brief
 from vap.prompts.places import KEY, Place, locate
 
 
@@ -75,18 +75,27 @@ class TransformersEncoder:
     pooled = "mean of the real tokens' states"
 
     def __init__(self, name: str, place: Place, max_tokens: int, device: Any = "cpu") -> None:
+        from pickle import UnpicklingError
+
         from safetensors import SafetensorError
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging
 
+        from vap.common.weights import code_in
+
         logging.disable_progress_bar()  # of a second's loading
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(place.folder, local_files_only=True)
-            model = AutoModel.from_pretrained(place.folder, local_files_only=True)
-        except (OSError, ValueError, SafetensorError) as error:
+            # without trust_remote_code a terminal is asked whether to run a folder's own code, for 15 s
+            asked: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+            self.tokenizer = AutoTokenizer.from_pretrained(place.folder, **asked)
+            model, info = AutoModel.from_pretrained(place.folder, output_loading_info=True, **asked)
+            # else they would be drawn at random; masked language models have no pooler, which is not read
+            if absent := sorted(key for key in info["missing_keys"] if "pooler" not in key):
+                raise ValueError(f"no weights of {absent[0]} and {len(absent) - 1} more")
+        except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
             raise VapError(
                 place.folder,
-                f"no loadable text encoder ({error})",
+                f"no loadable text encoder ({code_in(error) or in_brief(error)})",
                 "a Hugging Face folder",
                 "check its files",
             ) from None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vap.common.errors import VapError, in_brief
+from vap.common.weights import code_in
 from vap.prompts.encoders import Encoded, whole_lengths
 from vap.prompts.places import KEY, Place, text_config
 
@@ -60,9 +61,10 @@ class OpenClipEncoder:
             SafetensorError,
             pickle.UnpicklingError,
         ) as error:
+            said = code_in(error) or f"{type(error).__name__}: {in_brief(error)}"
             raise VapError(
                 place.folder,
-                f"no loadable open_clip model ({type(error).__name__}: {in_brief(error)})",
+                f"no loadable open_clip model ({said})",
                 "open_clip_config.json, config.json, tokenizer and weights of one model",
                 "fetch the files again",
             ) from None

@@ -45,7 +45,7 @@ def read_bundle(folder: Path) -> dict[str, Any]:
         found = f"bundle.format {own.get('format')!r}"
         raise VapError(folder / CONFIG, found, f"{FORMAT}", "use the version of vap that wrote it")
     method = str(config.get("method"))
-    if module_file(f"vap.generators.{method}") is None:
+    if not method.isidentifier() or module_file(f"vap.generators.{method}") is None:
         raise VapError(
             folder / CONFIG, f"method {method!r}", "one of this vap", "install the code that trained it"
         )
@@ -53,6 +53,9 @@ def read_bundle(folder: Path) -> dict[str, Any]:
     if not isinstance(files, dict) or WEIGHTS not in files:
         raise VapError(folder / CONFIG, "no bundle.files", "the sha256 of each file", REMAKE)
     for name, recorded in files.items():
+        if not isinstance(recorded, str) or Path(name).is_absolute() or ".." in Path(name).parts:
+            found, expected = f"bundle.files: {name!r}", "files within the bundle, with their sha256"
+            raise VapError(folder / CONFIG, found, expected, REMAKE)
         file = folder / name
         if not file.is_file():
             raise VapError(
@@ -67,7 +70,7 @@ def is_bundle(folder: Path) -> bool:
     """Whether a folder has the config.json of a bundle."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(config, dict) and isinstance(config.get(BUNDLE), dict)
 
