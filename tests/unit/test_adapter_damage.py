@@ -309,7 +309,7 @@ def test_a_full_disk_leaves_nothing_half(
         with pytest.raises(SystemExit) as stopped:
             cli.main()
     assert stopped.value.code == 2
-    assert "No space left on device; expected space" in capsys.readouterr().err
+    assert "No space left on device; expected enough disk space" in capsys.readouterr().err
     assert not OUT.exists()
     assert len(rows_of("isic2018")) == 21
 
