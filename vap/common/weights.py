@@ -112,7 +112,8 @@ def code_in(error: BaseException) -> str | None:
     said = str(error)
     if other := re.search(r"GLOBAL (\S+) (?:was not an allowed global|whose module)", said):
         return f"objects of the kind {other[1]}, which could run code"
-    return "a pickle of other things than tensors, which could run code" if "weights_only" in said else None
+    other_things = "no readable weights (not tensors alone; other objects could run code and are not loaded)"
+    return other_things if "weights_only" in said else None
 
 
 def _are_tensors(found: dict[object, object]) -> bool:
