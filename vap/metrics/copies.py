@@ -276,12 +276,15 @@ def in_features(
     found = {}
     for key, network in names.items():
         if network is not None and key in of_train:
-            far, unseen = (
-                torch.stack([torch.cdist(one[None], of_train[key]).amin() for one in own[key]]).median()
-                for own in (of_samples, of_tests)
-            )
+            far, unseen = (nearest(own[key], of_train[key])[0].median() for own in (of_samples, of_tests))
             found[network] = (far / unseen).item()
     return found
+
+
+def nearest(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """(distance, place in b) of the nearest row of b (N, d) for each row of a (n, d); a block at a time."""
+    found = [torch.cdist(a[i : i + QUERIES], b).min(dim=1) for i in range(0, len(a), QUERIES)]
+    return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
 
 
 def _pieces(images: Iterable[Pixels], size: int) -> Iterator[list[Pixels]]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import torch
 from PIL import Image
 
 from vap.captioning.measured_text import summary
@@ -19,6 +18,7 @@ from vap.captioning.statements import UNSAID, stated
 from vap.common.artifacts import ArrowFile
 from vap.common.places import bank_path, captions_path, prepared_path, samples_path, set_up_torch
 from vap.datasets.attributes import VOCABULARY
+from vap.metrics.copies import nearest
 from vap.metrics.store import FeatureStore
 from vap.params import Params
 from vap.prompts.bank import PromptBank
@@ -172,11 +172,11 @@ def neighbours(params: Params, dataset: str, method: str) -> Neighbours:
     label = f"report {dataset}"
     real = store.get(prepared, train, label)["pooled"].float()
     drawn = store.get(samples, range(n), label)["pooled"].float()
-    near, place = _nearest(drawn, real)
+    near, place = nearest(drawn, real)
     test_rows = [int(row) for row in prepared.rows_of("test")][: settings.n]
     test = None
     if test_rows:
-        test = float(_nearest(store.get(prepared, test_rows, label)["pooled"].float(), real)[0].median())
+        test = float(nearest(store.get(prepared, test_rows, label)["pooled"].float(), real)[0].median())
     labels, own = samples.column("label"), prepared.column("label")
     closest = near.argsort(stable=True)[:NEIGHBOURS].tolist()  # where copies would be
     pairs = []
@@ -191,12 +191,6 @@ def neighbours(params: Params, dataset: str, method: str) -> Neighbours:
             )
         )
     return Neighbours(pairs, len(train), float(near.median()), test)
-
-
-def _nearest(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(distance, place in b) of the nearest of b for each of a, 256 at a time."""
-    found = [torch.cdist(part, b).min(1) for part in torch.split(a, 256)]
-    return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
 
 
 # ── described images ────────────────────────────────────────────────────────────────────────────────
