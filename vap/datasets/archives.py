@@ -33,17 +33,9 @@ ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 DEPTH = 3  # folders below the dataset's in which an archive is looked for
 BOMB_RATIO, BOMB_BYTES = 200, 2**30  # more than both, unpacked over packed, is no set of images
 MB = 2**20
-# what Python's readers of archives raise of damaged ones, beside their own errors
-DAMAGE = (
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    EOFError,
-    ValueError,
-    OverflowError,
-    RuntimeError,
-    OSError,
-)
+# what Python's readers of archives raise of damaged ones, beside their own errors; those of zips two more
+DAMAGE = (zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError, OverflowError)
+ZIP_DAMAGE = (zipfile.BadZipFile, *DAMAGE, RuntimeError, OSError)
 
 Problem = Callable[[VapError], None]  # raises it, or notes it: see vap.datasets.base.LeftOut
 
@@ -96,7 +88,7 @@ class Member:
         if self.zipped is not None:
             try:
                 data = self.zipped.read(self.path)
-            except (zipfile.BadZipFile, *DAMAGE) as error:
+            except ZIP_DAMAGE as error:
                 raise ValueError(f"damaged in the archive: {error}") from None
         else:
             assert self.plain is not None
@@ -285,7 +277,7 @@ def _zip(root: Path, archive: Path, problem: Problem, names: Collection[str] | N
         zipped = zipfile.ZipFile(archive)
     except PermissionError:
         raise
-    except (zipfile.BadZipFile, *DAMAGE) as error:
+    except ZIP_DAMAGE as error:
         raise _damaged(archive, error) from None
     infos = [info for info in zipped.infolist() if not info.is_dir() and _wanted(info.filename, names)]
     if bomb := _bomb(archive, sum(info.file_size for info in infos)):
@@ -314,15 +306,7 @@ def _tar(root: Path, archive: Path, problem: Problem, names: Collection[str] | N
                 yield from _tar_members(archive, tar, problem, names, archive, None)
         else:
             yield from _unpacked(root, archive, problem, names)
-    except (
-        tarfile.TarError,
-        EOFError,
-        zlib.error,
-        lzma.LZMAError,
-        struct.error,
-        ValueError,
-        OverflowError,
-    ) as error:
+    except (tarfile.TarError, *DAMAGE) as error:
         raise _damaged(archive, error) from None
 
 
