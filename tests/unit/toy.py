@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 import yaml
 
 from vap.common.artifacts import SCHEMAS, Kind, build_arrow
+from vap.common.errors import VapError
 from vap.datasets.images import encode
 from vap.params import Params, parse
 from vap.profiles import profile_text
@@ -156,3 +157,15 @@ def write_own() -> None:
     write_latents(LATENTS)
     write_prepared(PREPARED)
     write_bank(BANK)
+
+
+def said_by(work: Callable[[], object]) -> str:
+    """What `work` says when it refuses its input, one line; nothing where it is done."""
+    try:
+        work()
+    except VapError as error:
+        said = str(error)
+    else:
+        said = ""
+    assert "\n" not in said
+    return said
